@@ -1,0 +1,125 @@
+"""Strict YAML ⇄ typed models: an unknown key, a wrong type or a bad value is one sentence with the file and the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from detkit.errors import DetkitError, nearest
+
+
+class Strict(BaseModel):
+    """A part of a configuration: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            for key in tree:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
+        return tree
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that come with detkit, by name."""
+    root = Path(str(files("detkit.configs")))
+    return {path.stem: path for path in sorted(root.glob("*/*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """Return the file of a shipped config's name or of a path to a YAML file."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    shipped = shipped_configs()
+    if name not in shipped:
+        raise DetkitError(
+            f"{name!r} is no shipped config, checkpoint or .cfg{nearest(name, shipped)} (shipped: {', '.join(shipped)})"
+        )
+    return shipped[name]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DetkitError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DetkitError(f"{path}: is not a text file, so it cannot be YAML") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise DetkitError(f"{path}{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(tree, dict):
+        raise DetkitError(f"{path}: expected a mapping of keys to values at the top, got {type(tree).__name__}")
+    return tree
+
+
+def override(tree: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of a configuration tree with `a.b=c` settings applied; values are read as YAML.
+
+    A list is indexed by number (`detector.levels.0.depth=3`). Whether a key exists is judged when the tree is validated.
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
+    for setting in settings:
+        dotted, equals, text = setting.partition("=")
+        if not equals or not dotted:
+            raise DetkitError(f"--set {setting}: expected key.subkey=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise DetkitError(f"--set {setting}: the value {text!r} is not valid YAML") from None
+        *parents, last = dotted.split(".")
+        node: Any = result
+        for depth, key in enumerate(parents):
+            if isinstance(node, list):
+                node = node[_index(node, key, setting)]
+            else:
+                if node.get(key) is None:
+                    node[key] = {}
+                node = node[key]
+            if not isinstance(node, dict | list):
+                raise DetkitError(f"--set {setting}: {'.'.join(parents[: depth + 1])} is a value and has no keys")
+        if isinstance(node, list):
+            node[_index(node, last, setting)] = value
+        else:
+            node[last] = value
+    return result
+
+
+def _index(node: list[Any], key: str, setting: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise DetkitError(f"--set {setting}: expected an index below {len(node)} in place of {key!r}")
+    return int(key)
+
+
+def validate(model: type[T], tree: Mapping[str, Any], source: str) -> T:
+    """Build a typed model from a tree; the first problem becomes one sentence that names `source` and the key."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise DetkitError(f"{source}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Return pydantic's first problem as one sentence that begins with the dotted key."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"the key {key!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    got = problem["input"]
+    shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) else ""
+    return f"{key}: {message}{shown}" if key else message

@@ -1,0 +1,1 @@
+"""Pictures and what is true of them: data sets, reading, checking."""

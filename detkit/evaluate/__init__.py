@@ -1,0 +1,1 @@
+"""How good detections are: COCO and VOC metrics, curves, confusion."""

@@ -1,0 +1,1 @@
+"""Geometry and selection that all detectors share."""

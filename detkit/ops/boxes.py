@@ -1,0 +1,82 @@
+"""Box formats, overlap measures and clipping.
+
+Boxes are xyxy pixels [..., 4]; another format appears only in a function whose name says so.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Overlap = Literal["iou", "giou", "diou", "ciou"]
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Corners to centre and size, [..., 4] → [..., 4]."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Centre and size to corners, [..., 4] → [..., 4]."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """Corners to top-left corner and size (COCO's format), [..., 4] → [..., 4]."""
+    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Top-left corner and size (COCO's format) to corners, [..., 4] → [..., 4]."""
+    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Width × height of each box, [..., 4] → [...]."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def clip(boxes: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor:
+    """Cut boxes [..., 4] to 0 … width and 0 … height; the limits broadcast against [...]."""
+    height, width = torch.as_tensor(height, device=boxes.device), torch.as_tensor(width, device=boxes.device)
+    limit = torch.stack(torch.broadcast_tensors(width, height, width, height), -1).to(boxes.dtype)
+    return boxes.clamp(min=0).minimum(limit)
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Area that boxes have in common; a [..., 4] and b [..., 4] broadcast against each other."""
+    side = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    return side[..., 0] * side[..., 1]
+
+
+def overlap(a: Tensor, b: Tensor, kind: Overlap = "iou", eps: float = 1e-9) -> Tensor:
+    """IoU, GIoU (arXiv 1902.09630), DIoU or CIoU (arXiv 1911.08287) of boxes.
+
+    a [..., 4] and b [..., 4] broadcast, so `overlap(a[:, None], b)` is the matrix of all pairs. Differentiable; two
+    boxes of zero area give 0. The trade-off weight of CIoU carries no gradient, as its paper has it.
+    """
+    inter = intersection(a, b)
+    union = area(a) + area(b) - inter
+    iou = inter / union.clamp(min=eps)
+    if kind == "iou":
+        return iou
+    hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    if kind == "giou":
+        enclosing = (hull[..., 0] * hull[..., 1]).clamp(min=eps)
+        return iou - (enclosing - union) / enclosing
+    distance = ((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2).square().sum(-1)
+    diou = iou - distance / hull.square().sum(-1).clamp(min=eps)
+    if kind == "diou":
+        return diou
+    aspect_a, aspect_b = (torch.atan2(x[..., 2] - x[..., 0], (x[..., 3] - x[..., 1]).clamp(min=eps)) for x in (a, b))
+    v = 4 / torch.pi**2 * (aspect_a - aspect_b).square()
+    with torch.no_grad():
+        alpha = v / (1 - iou + v).clamp(min=eps)
+    return diou - alpha * v
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of all pairs, [..., M, 4] and [..., N, 4] → [..., M, N]."""
+    return overlap(a[..., :, None, :], b[..., None, :, :])

@@ -1,0 +1,1 @@
+"""Compiled forms of operations whose readable form stands beside the caller."""

@@ -1,0 +1,146 @@
+"""Selection: from a table of candidates to the few boxes that are reported.
+
+Shapes: B pictures, N candidates a picture (padded), K results a picture.
+
+Greedy non-maximum suppression takes candidates by falling score, equal scores by rising index, and drops a candidate
+when a box that was taken before, of the same label unless `class_agnostic`, satisfies in fp32
+
+    intersection > iou · union,   union = area_a + area_b − intersection.
+
+It is exact: nothing but the stated cap bounds it, boxes are compared at their own coordinates, and no clock runs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from detkit.config import Strict
+from detkit.ops import boxes as box_ops
+from detkit.structures import Candidates
+
+
+class Selection(Strict):
+    """What is reported of all that a detector has to say.
+
+    score: candidates must be above it. iou: overlap above which the weaker box of a pair goes. max_detections: results
+    a picture. class_agnostic: boxes of different labels suppress each other too. method: `greedy`; `soft` lowers scores
+    by exp(−IoU²/σ) instead (Soft-NMS, arXiv 1704.04503) with `sigma`; `diou` compares by DIoU (arXiv 1911.08287).
+    max_candidates: only that many best candidates of a picture enter, or ten times `max_detections` if that is more;
+    a warning says when it bites.
+    """
+
+    score: float = Field(0.25, ge=0, le=1)
+    iou: float = Field(0.45, ge=0, le=1)
+    max_detections: PositiveInt = 100
+    class_agnostic: bool = False
+    method: Literal["greedy", "soft", "diou"] = "greedy"
+    sigma: float = Field(0.5, gt=0)
+    max_candidates: PositiveInt = 30_000
+
+    @property
+    def cap(self) -> int:
+        """The number of candidates of one picture that enter."""
+        return max(self.max_candidates, 10 * self.max_detections)
+
+
+def select(candidates: Candidates, selection: Selection, sizes: Tensor | None = None) -> Candidates:
+    """Suppress overlapping candidates of a whole batch and keep the best, K ≤ `max_detections`, by falling score.
+
+    sizes [B, 2] (height, width): results are clipped to them. Runs for all pictures at once, and on a GPU without
+    waiting for it; K is then `max_detections` (at most N), and `count` says how many rows hold.
+    """
+    table = _by_score(candidates, selection)
+    length = min(selection.max_detections, table.scores.shape[1])
+    if selection.method == "greedy" and table.scores.device.type == "cpu":
+        index, scores, count = _greedy_on_cpu(table, selection, length)
+    else:
+        index, scores, count = _round_by_round(table, selection, length)
+    boxes = table.boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    if sizes is not None:
+        boxes = box_ops.clip(boxes, sizes[:, :1], sizes[:, 1:])
+    padding = torch.arange(length, device=count.device) >= count[:, None]
+    return Candidates(
+        boxes.masked_fill(padding[..., None], 0), scores.masked_fill(padding, 0),
+        table.labels.gather(1, index).masked_fill(padding, 0), count,
+    )  # fmt: skip
+
+
+def warn_of_cap(candidates: Candidates, selection: Selection) -> None:
+    """Say that the cap on candidates bites; reads the counts, so call it once the results are on the CPU anyway."""
+    worst = int(candidates.count.max()) if len(candidates) else 0
+    if worst > selection.cap:
+        warnings.warn(
+            f"{worst} candidates are above the score {selection.score} in one picture and only the best {selection.cap} "
+            f"enter the selection; raise max_detections or the score to change that",
+            stacklevel=2,
+        )
+
+
+def _by_score(candidates: Candidates, selection: Selection) -> Candidates:
+    """Sort the rows above the score threshold by falling score, equal ones by rising index, and cut at the cap."""
+    above = candidates.valid & (candidates.scores > selection.score)
+    scores = candidates.scores.masked_fill(~above, -torch.inf)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    order = order[:, : selection.cap]
+    return Candidates(
+        candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4)),
+        scores[:, : selection.cap],
+        candidates.labels.gather(1, order),
+        above.sum(1).clamp(max=selection.cap),
+    )
+
+
+def _greedy_on_cpu(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    from detkit.ops.kernels.nms_cpu import greedy_nms  # compiles on its first use
+
+    labels = torch.zeros_like(table.labels) if selection.class_agnostic else table.labels
+    index, count = greedy_nms(
+        table.boxes.float().contiguous().numpy(), labels.contiguous().numpy(), table.count.numpy(), selection.iou, length
+    )
+    rows = torch.from_numpy(index)
+    return rows, table.scores.gather(1, rows), torch.from_numpy(count)
+
+
+def _round_by_round(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the best candidate of every picture, weaken what it overlaps, and repeat: K rounds, no wait, O(B·N) memory.
+
+    The readable reference of greedy NMS, and the path of Soft-NMS, DIoU-NMS and the GPU.
+    """
+    decay = _decay(selection)
+    scores = table.scores.clone()
+    taken_index, taken_score = [], []
+    for _ in range(length):
+        score, best = scores.max(1, keepdim=True)
+        box = table.boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        factor = decay(box, table.boxes)
+        if not selection.class_agnostic:
+            factor = torch.where(table.labels == table.labels.gather(1, best), factor, 1)
+        scores = torch.where(factor > 0, scores * factor, -torch.inf).scatter(1, best, -torch.inf)
+        taken_index.append(best)
+        taken_score.append(score)
+    if not taken_index:
+        empty = torch.zeros_like(table.labels)
+        return empty, table.scores, torch.zeros_like(table.count)
+    index, score = torch.cat(taken_index, 1), torch.cat(taken_score, 1)
+    return index, score, (score > selection.score).sum(1)
+
+
+def _decay(selection: Selection) -> Callable[[Tensor, Tensor], Tensor]:
+    """The factor by which a taken box [B, 1, 4] lowers the scores of the others [B, N, 4]."""
+    if selection.method == "soft":
+        return lambda box, boxes: torch.exp(-box_ops.overlap(box, boxes).square() / selection.sigma)
+    if selection.method == "diou":
+        return lambda box, boxes: (box_ops.overlap(box, boxes, "diou") <= selection.iou).float()
+
+    def greedy(box: Tensor, boxes: Tensor) -> Tensor:
+        inter = box_ops.intersection(box, boxes)
+        union = box_ops.area(box) + box_ops.area(boxes) - inter
+        return (~(inter > union * selection.iou)).float()
+
+    return greedy

@@ -1,0 +1,1 @@
+"""From sources of pictures to files of results."""

@@ -1,0 +1,128 @@
+"""From a picture of any size to the network's input, and its boxes back.
+
+Shapes: H0 × W0 the picture, h × w the picture resized, H × W the canvas that the network sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from detkit.config import Strict
+from detkit.structures import Batch
+
+_CV2 = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a picture lies on the canvas: sizes are (height, width), offset is (top, left), all in pixels."""
+
+    picture: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[float, float] = (0, 0)
+
+    def to_canvas(self, boxes: Tensor) -> Tensor:
+        """Map xyxy boxes [..., 4] from the picture to the canvas."""
+        return boxes * self._scale(boxes) + self._shift(boxes)
+
+    def to_picture(self, boxes: Tensor) -> Tensor:
+        """Map xyxy boxes [..., 4] from the canvas back to the picture, unclipped."""
+        return (boxes - self._shift(boxes)) / self._scale(boxes)
+
+    def _scale(self, like: Tensor) -> Tensor:
+        y, x = (new / old for new, old in zip(self.resized, self.picture, strict=True))
+        return like.new_tensor([x, y, x, y])
+
+    def _shift(self, like: Tensor) -> Tensor:
+        y, x = self.offset
+        return like.new_tensor([x, y, x, y])
+
+
+class Preprocess(Strict):
+    """How a picture becomes the network's input; stored with every model.
+
+    mode: `stretch` to size; `letterbox` fits into size with its shape kept and centres it; `shortest_edge` scales the
+      shorter side to size[0] unless the longer would pass size[1], and places it at the top left.
+    size: (height, width) of the canvas; for `shortest_edge` (shorter, longest) side.
+    interpolation: `linear`, `area`, `cubic`, `nearest` resize 8-bit pixels with OpenCV; `float_linear` resizes floats
+      with half-pixel centres as torchvision does; `darknet` resizes floats with aligned corners, rounds sizes down and
+      shifts boxes by the unrounded half margin as Darknet does.
+    fill: grey value of the margin, 0 … 1.
+    minimal: a letterbox is padded only to the next multiple of divisor instead of to the whole size.
+    divisor: the canvas' sides are multiples of it.
+    """
+
+    mode: Literal["stretch", "letterbox", "shortest_edge"] = "letterbox"
+    size: tuple[PositiveInt, PositiveInt] = (416, 416)
+    interpolation: Literal["linear", "area", "cubic", "nearest", "float_linear", "darknet"] = "linear"
+    fill: float = Field(0.5, ge=0, le=1)
+    minimal: bool = False
+    divisor: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _size_fits_divisor(self) -> Preprocess:
+        if self.mode != "shortest_edge" and any(side % self.divisor for side in self.size):
+            raise ValueError(f"size {list(self.size)} must be multiples of the divisor {self.divisor}")
+        return self
+
+    def place(self, height: int, width: int) -> Placement:
+        """Return where a picture of this size comes to lie."""
+        if self.mode == "stretch":
+            return Placement((height, width), self.size)
+        if self.mode == "shortest_edge":
+            scale = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
+            return Placement((height, width), (max(1, int(height * scale)), max(1, int(width * scale))))
+        net_h, net_w = self.size
+        if self.interpolation == "darknet":  # image.c, letterbox_image: integer division
+            if net_w * height < net_h * width:
+                resized = max(1, height * net_w // width), net_w
+            else:
+                resized = net_h, max(1, width * net_h // height)
+            return Placement((height, width), resized, ((net_h - resized[0]) / 2, (net_w - resized[1]) / 2))
+        scale = min(net_h / height, net_w / width)
+        resized = max(1, round(height * scale)), max(1, round(width * scale))
+        canvas = tuple(map(self._round_up, resized)) if self.minimal else self.size
+        return Placement(
+            (height, width), resized, ((canvas[0] - resized[0]) // 2, (canvas[1] - resized[1]) // 2)
+        )
+
+    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> tuple[Batch, list[Placement]]:
+        """Resize and pad RGB pictures [H0, W0, 3] into one batch, in channels-last memory."""
+        placements = [self.place(*picture.shape[:2]) for picture in pictures]
+        height, width = (max(side) for side in zip(*map(self._canvas, placements), strict=True))
+        canvas = torch.full((len(pictures), height, width, 3), self.fill * 255)
+        for row, picture, placement in zip(canvas, pictures, placements, strict=True):
+            (top, left), (h, w) = map(int, placement.offset), placement.resized
+            row[top : top + h, left : left + w] = self._resize(picture, placement.resized)
+        images = canvas.div_(255).permute(0, 3, 1, 2)
+        return Batch(images, torch.tensor([placement.resized for placement in placements])), placements
+
+    def _canvas(self, placement: Placement) -> tuple[int, int]:
+        if self.mode == "stretch" or (self.mode == "letterbox" and not self.minimal):
+            return self.size
+        h, w = placement.resized
+        return self._round_up(h), self._round_up(w)
+
+    def _round_up(self, side: int) -> int:
+        return math.ceil(side / self.divisor) * self.divisor
+
+    def _resize(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+        if picture.shape[:2] == size:
+            return torch.from_numpy(picture)
+        if self.interpolation in _CV2:
+            resized: NDArray[Any] = cv2.resize(picture, size[::-1], interpolation=_CV2[self.interpolation])
+            return torch.from_numpy(resized)
+        planes = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+        planes = F.interpolate(planes, size, mode="bilinear", align_corners=self.interpolation == "darknet")
+        return planes[0].permute(1, 2, 0)
