@@ -1,1 +1,45 @@
-"""Networks that turn a picture into feature maps."""
+"""Networks that turn a picture into feature maps, by name."""
+
+from collections.abc import Callable, Sequence
+
+from detkit.backbones.base import Backbone
+from detkit.backbones.darknet import Darknet53, TinyDarknet
+from detkit.config import Strict
+from detkit.errors import DetkitError, nearest
+
+BACKBONES: dict[str, Callable[[Sequence[int]], Backbone]] = {
+    "darknet53": Darknet53,
+    "darknet_tiny": TinyDarknet,
+}
+
+
+class BackboneConfig(Strict):
+    """Which backbone: one of ours by name, or `timm/<model>` for any model of timm that gives feature maps.
+
+    pretrained: download timm's weights of that name when the model is built for training.
+    """
+
+    name: str
+    pretrained: bool = False
+
+
+def build_backbone(config: BackboneConfig, strides: Sequence[int], size_hw: tuple[int, int] | None = None) -> Backbone:
+    """Build a backbone that gives one map per stride, finest first.
+
+    size_hw: (height, width) of the pictures, for models whose position tables are fixed when they are built.
+    """
+    if config.name.startswith("timm/"):
+        from detkit.backbones.timm import TimmBackbone
+
+        return TimmBackbone(config.name.removeprefix("timm/"), config.pretrained, strides, size_hw)
+    if config.name not in BACKBONES:
+        raise DetkitError(
+            f"backbone.name: unknown backbone {config.name!r}{nearest(config.name, BACKBONES)} "
+            f"(own: {', '.join(BACKBONES)}; timm's: timm/<model>)"
+        )
+    if config.pretrained:
+        raise DetkitError(f"backbone.pretrained: {config.name} has no weights to download; pass backbone.weights")
+    try:
+        return BACKBONES[config.name](strides)
+    except ValueError as error:
+        raise DetkitError(f"backbone.name: {config.name} has {error}") from None

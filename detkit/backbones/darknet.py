@@ -1,0 +1,93 @@
+"""Darknet-53 and the body of YOLOv3-tiny.
+
+YOLOv3: An Incremental Improvement (Redmon and Farhadi, 2018, arXiv 1804.02767), table 1; the tiny body as in the
+released yolov3-tiny.cfg. Maps are named by stride: at stride s a picture of H × W has H/s × W/s cells.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from detkit.backbones.base import Backbone
+from detkit.backbones.layers import ConvUnit, SamePool
+
+
+class Residual(nn.Module):
+    """1×1 convolution to half the channels, 3×3 back, and the input added: [B, C, H, W] → [B, C, H, W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = ConvUnit(channels, channels // 2, 1)
+        self.expand = ConvUnit(channels // 2, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x plus what the two convolutions make of it."""
+        out: Tensor = x + self.expand(self.reduce(x))
+        return out
+
+
+class Darknet53(Backbone):
+    """The 52 convolutions of Darknet-53 (the 53rd layer is the classifier's).
+
+    Five stages halve the picture each, with 1, 2, 8, 8, 4 residual blocks and 64 … 1024 channels.
+    """
+
+    def __init__(self, strides: Sequence[int] = (8, 16, 32)) -> None:
+        super().__init__()
+        self.stem = ConvUnit(3, 32, 3)
+        self.stages = nn.ModuleList(
+            nn.Sequential(ConvUnit(channels // 2, channels, 3, stride=2), *(Residual(channels) for _ in range(blocks)))
+            for channels, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4))
+        )
+        _keep_levels(self, strides, {2: 64, 4: 128, 8: 256, 16: 512, 32: 1024})
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] → one map per wanted stride, finest first."""
+        x = self.stem(images)
+        maps = []
+        for level, stage in enumerate(self.stages):
+            x = stage(x)
+            if 2 ** (level + 1) in self.strides:
+                maps.append(x)
+        return maps
+
+    def darknet_layers(self) -> Iterator[ConvUnit]:
+        """The convolutions in the order of a .weights file."""
+        return (module for module in self.modules() if isinstance(module, ConvUnit))
+
+
+class TinyDarknet(Backbone):
+    """The body of YOLOv3-tiny: seven 3×3 convolutions, each but the last followed by 2×2 max-pooling.
+
+    The map of stride 16 is taken before its pooling; the sixth pooling has stride 1.
+    """
+
+    def __init__(self, strides: Sequence[int] = (16, 32)) -> None:
+        super().__init__()
+        channels = (16, 32, 64, 128, 256, 512)
+        self.convs = nn.ModuleList(ConvUnit(a, b, 3) for a, b in zip((3, *channels), channels, strict=False))
+        self.pool = nn.MaxPool2d(2, 2)
+        self.last = nn.Sequential(SamePool(2), ConvUnit(512, 1024, 3))
+        _keep_levels(self, strides, {2: 32, 4: 64, 8: 128, 16: 256, 32: 1024})
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] → one map per wanted stride, finest first."""
+        x = images
+        maps = []
+        for level, conv in enumerate(self.convs):
+            x = conv(self.pool(x) if level else x)
+            if 0 < level < 5 and 2**level in self.strides:
+                maps.append(x)
+        return [*maps, self.last(x)] if 32 in self.strides else maps
+
+    def darknet_layers(self) -> Iterator[ConvUnit]:
+        """The convolutions in the order of a .weights file."""
+        return (module for module in self.modules() if isinstance(module, ConvUnit))
+
+
+def _keep_levels(backbone: Backbone, strides: Sequence[int], channels: dict[int, int]) -> None:
+    unknown = set(strides) - set(channels)
+    if unknown:
+        raise ValueError(f"no map of stride {min(unknown)}: this backbone has {', '.join(map(str, channels))}")
+    backbone.strides = tuple(sorted(strides))
+    backbone.channels = tuple(channels[stride] for stride in backbone.strides)

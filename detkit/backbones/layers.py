@@ -1,0 +1,49 @@
+"""Layers that the networks of the Darknet family are made of."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
+    "linear": nn.Identity,
+    "logistic": nn.Sigmoid,
+    "mish": lambda: nn.Mish(inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "swish": lambda: nn.SiLU(inplace=True),
+}
+
+# Darknet divides by sqrt(variance) + 1e-6; this ε under the root comes closest without changing a stored tensor.
+DARKNET_EPS = 1e-12
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution that keeps the size (divided by its stride), batch norm, activation: [B, C, H, W] → [B, C', H', W']."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, activation: str = "leaky"
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out, eps=DARKNET_EPS)
+        self.activation = ACTIVATIONS[activation]()
+        nn.init.kaiming_normal_(self.conv.weight, a=0.1)
+
+
+class SamePool(nn.Module):
+    """Max-pooling of one pixel's stride that keeps the size by padding right and below, as Darknet's [maxpool] does."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, H, W]."""
+        left = (self.kernel - 1) // 2
+        right = self.kernel - 1 - left
+        return F.max_pool2d(F.pad(x, (left, right, left, right), value=float("-inf")), self.kernel, 1)
