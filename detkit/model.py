@@ -1,0 +1,213 @@
+"""A model: a detector with all that is needed to use it on a picture, and how to load one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic_core import PydanticCustomError
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from detkit.config import Strict, explain, find_config, override, read_yaml, validate
+from detkit.data.names import class_names
+from detkit.data.picture import read_picture, sample_picture
+from detkit.detectors import detector_class
+from detkit.detectors.base import Detector
+from detkit.errors import DetkitError
+from detkit.ops import boxes as box_ops
+from detkit.ops.nms import Selection
+from detkit.preprocess import Preprocess
+from detkit.structures import Detections
+from detkit.weights.checkpoint import load_state, read_header, read_tensors
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Resize = Literal["stretch", "letterbox"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _detector_config(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "name" not in tree:
+        raise PydanticCustomError("nested", "the key 'name' is missing")
+    try:
+        return detector_class(tree["name"]).Config.model_validate(tree)
+    except ValidationError as error:
+        raise PydanticCustomError("nested", "{inner}", {"inner": explain(error)}) from None
+    except DetkitError as error:
+        raise PydanticCustomError("nested", "{inner}", {"inner": f"name: {error}"}) from None
+
+
+class ModelConfig(Strict):
+    """A config file.
+
+    classes: a named list (`coco`, `voc`) or class names in the order of the labels. detector: `name` picks the class in
+    detkit.detectors.DETECTORS, the other keys are its Config. preprocess, selection: what is done before and after.
+    """
+
+    classes: str | list[str]
+    detector: Annotated[SerializeAsAny[Strict], BeforeValidator(_detector_config)]
+    preprocess: Preprocess
+    selection: Selection = Selection()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A detector that is ready to use: with its preprocessing, class names, and selection.
+
+    Calling it with a picture (a path, `sample:NAME`, or RGB pixels [H, W, 3] uint8) gives its Detections.
+    """
+
+    detector: Detector
+    preprocess: Preprocess
+    selection: Selection
+    classes: tuple[str, ...]
+    name: str
+    device: torch.device = torch.device("cpu")
+    precision: Precision = "fp32"
+
+    def __call__(self, picture: str | Path | NDArray[np.uint8]) -> Detections:
+        if isinstance(picture, str) and picture.startswith("sample:"):
+            picture = sample_picture(picture.removeprefix("sample:"))
+        elif isinstance(picture, str | Path):
+            picture = read_picture(Path(picture))
+        return self.predict([picture])[0]
+
+    @torch.inference_mode()
+    def predict(self, pictures: Sequence[NDArray[np.uint8]], selection: Selection | None = None) -> list[Detections]:
+        """Find objects in RGB pictures [H, W, 3] uint8 as one batch; boxes are in the pictures' own pixels."""
+        batch, placements = self.preprocess(pictures)
+        dtype = _DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
+            found = self.detector.detect(batch.to(self.device), selection or self.selection)
+        results = []
+        for detections, placement in zip(found, placements, strict=True):
+            boxes = box_ops.clip(placement.to_picture(detections.boxes), *placement.picture)
+            placed = Detections(boxes, detections.scores, detections.labels, placement.picture)
+            results.append(placed[(box_ops.area(boxes) > 0).nonzero()[:, 0]])  # the margin holds nothing
+        return results
+
+
+def load(
+    name: str | Path,
+    weights: str | Path | None = None,
+    *,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    resize: Resize | None = None,
+    settings: Sequence[str] = (),
+) -> Model:
+    """Load a model to detect with.
+
+    name: a detkit checkpoint (.safetensors), a Darknet .cfg (its .weights lies beside it unless `weights` says
+    otherwise), or a shipped config's name or .yaml file together with `weights` (.weights, .safetensors, .pt, .pth).
+    device: `auto` is the GPU where there is one. resize: overrides how a Darknet cfg's pictures are resized.
+    settings: `key.subkey=value` overrides of the config. Raises DetkitError with one sentence on anything that is off.
+    """
+    target = _device(device)
+    name, path = str(name), Path(name)
+    if path.suffix == ".cfg":
+        config, detector = _from_cfg(path, Path(weights) if weights else path.with_suffix(".weights"), settings)
+    elif path.suffix == ".safetensors":
+        if weights:
+            raise DetkitError(f"{path}: a checkpoint holds its weights; --weights {weights} has nothing to load into")
+        header = read_header(path)
+        config = validate(ModelConfig, override(header.config, settings), str(path))
+        detector = build_detector(config)
+        load_state(detector, read_tensors(path), path)
+    else:
+        config = read_config(name, settings)
+        if weights is None:
+            raise DetkitError(f"{name}: is a config without weights; pass the file that holds them with --weights")
+        detector = build_detector(config)
+        load_weights(detector, Path(weights))
+    preprocess = config.preprocess
+    if resize is not None:
+        preprocess = preprocess.model_copy(update={"mode": resize})
+    for_inference(detector, target, precision)
+    classes = class_names(config.classes)
+    return Model(detector, preprocess, config.selection, classes, path.stem, target, precision)
+
+
+def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
+    """Read a shipped config's name or a .yaml file, with `key.subkey=value` overrides."""
+    path = find_config(name)
+    return validate(ModelConfig, override(read_yaml(path), settings), path.name)
+
+
+def build_detector(config: ModelConfig) -> Detector:
+    """Build the detector of a config, with random weights, in evaluation mode."""
+    size_hw = config.preprocess.size
+    build: Any = detector_class(config.detector.name)  # type: ignore[attr-defined]
+    detector: Detector = build(config.detector, len(class_names(config.classes)), size_hw)
+    return detector.eval()
+
+
+def load_weights(detector: Detector, path: Path) -> None:
+    """Load a Darknet .weights file or a state dict into a detector; everything must fit."""
+    if path.suffix == ".weights":
+        from detkit.weights.darknet import load_darknet_weights
+
+        layers = getattr(detector, "darknet_layers", None)
+        if layers is None:
+            raise DetkitError(f"{path}: {type(detector).__name__} has no Darknet layout; pass a .safetensors file")
+        load_darknet_weights(layers(), path)
+    else:
+        load_state(detector, read_tensors(path), path)
+
+
+def for_inference(detector: Detector, device: torch.device, precision: Precision = "fp32") -> None:
+    """Prepare a detector, in place, to run fast: batch norm folded, channels last, convolutions in the precision."""
+    fold_batch_norm(detector)
+    detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision != "fp32":
+        for module in detector.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                module.to(_DTYPES[precision])
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """Fold each batch norm that follows a convolution in a Sequential into that convolution, in place."""
+    network.eval()
+    for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        names = list(sequence._modules)
+        for first, second in zip(names, names[1:], strict=False):
+            conv, norm = sequence._modules[first], sequence._modules[second]
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                sequence._modules[first] = fuse_conv_bn_eval(conv, norm)
+                sequence._modules[second] = nn.Identity()
+
+
+def _from_cfg(path: Path, weights: Path, settings: Sequence[str]) -> tuple[ModelConfig, Detector]:
+    from detkit.detectors.darknet import darknet_model_config, load_darknet
+
+    tree = override(darknet_model_config(path), settings)
+    config = validate(ModelConfig, tree, path.name)
+    detector = build_detector(config)
+    load_darknet(detector, weights)
+    return config, detector
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DetkitError(f"--device {name}: expected auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DetkitError(f"--device {name}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}; use --device cpu")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DetkitError(f"--device {name}: this machine has no Metal device; use --device cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise DetkitError(f"--device {name}: expected auto, cpu, cuda or cuda:<number>")
+    return device
