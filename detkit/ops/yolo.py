@@ -1,0 +1,64 @@
+"""Decoding of YOLO's grid maps into candidates.
+
+Shapes: B pictures, C classes, A anchors a cell, h × w cells on an input of H × W pixels, K rows above a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detkit.structures import Candidates
+
+
+def cells(raw: Tensor, anchors: int) -> Tensor:
+    """View a map [B, A·(5 + C), h, w] as [B, h, w, A, 5 + C], whatever its memory format."""
+    return raw.unflatten(1, (anchors, -1)).permute(0, 3, 4, 1, 2)
+
+
+def yolo_boxes(t: Tensor, cell: Tensor, anchor: Tensor, stride: Tensor, scale_xy: float = 1.0) -> Tensor:
+    """Box offsets to xyxy pixels: centre = (cell + sigmoid(t_xy)) · stride, size = anchor · exp(t_wh).
+
+    t [..., 4] raw x, y, w, h; cell [..., 2] column and row; anchor [..., 2] width and height in pixels; stride [2]
+    pixels per cell (x, y); all broadcast. `scale_xy` stretches the sigmoid around its middle, so that a centre can lie
+    on a cell's border (YOLOv4, arXiv 2004.10934, section 3.4). YOLOv3, section 2.1.
+    """
+    offset = t[..., :2].sigmoid() * scale_xy - (scale_xy - 1) / 2
+    centre = (cell + offset) * stride
+    half = anchor * t[..., 2:].exp() / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def yolo_candidates(
+    maps: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    size_hw: tuple[int, int],
+    threshold: float,
+    scale_xy: Sequence[float] | None = None,
+) -> Candidates:
+    """Raw maps of YOLOv3 to boxes in input pixels, one row per box and class whose score is above the threshold.
+
+    maps: [B, A·(5 + C), h, w] per level, before the sigmoid; anchors: [A, 2] width and height in pixels per level;
+    scale_xy: per level, 1 by default. Score = objectness · class probability, both logistic. Candidates of a picture
+    are ordered by level, row, column, anchor, class.
+    """
+    height, width = size_hw
+    found = []
+    for i, (raw, sizes) in enumerate(zip(maps, anchors, strict=True)):
+        grid = cells(raw, len(sizes))
+        objectness = grid[..., 4].float().sigmoid()  # most cells end here, so their classes are never read
+        picture, row, column, anchor = (objectness > threshold).nonzero().unbind(1)
+        values = grid[picture, row, column, anchor].float()
+        stride = values.new_tensor([width / grid.shape[2], height / grid.shape[1]])
+        cell = torch.stack([column, row], 1)
+        boxes = yolo_boxes(values[:, :4], cell, sizes[anchor], stride, scale_xy[i] if scale_xy is not None else 1.0)
+        scores = objectness[picture, row, column, anchor, None] * values[:, 5:].sigmoid()
+        box, label = (scores > threshold).nonzero().unbind(1)
+        found.append((picture[box], boxes[box], scores[box, label], label))
+    picture, boxes, scores, labels = (torch.cat(column) for column in zip(*found, strict=True))
+    if len(maps[0]) > 1:
+        picture, order = picture.sort(stable=True)
+        boxes, scores, labels = boxes[order], scores[order], labels[order]
+    return Candidates.from_flat(picture, boxes, scores, labels, len(maps[0]))
