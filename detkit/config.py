@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def override(tree: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Return a copy of a configuration tree with `a.b=c` settings applied; values are read as YAML.
 
-    A list is indexed by number (`detector.levels.0.depth=3`). Whether a key exists is judged when the tree is validated.
+    A list is indexed by number (`detector.levels.0.depth=3`). Validating the tree tells whether a key exists.
     """
     result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
     for setting in settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,15 +71,16 @@ class Model:
     selection: Selection
     classes: tuple[str, ...]
     name: str
-    device: torch.device = torch.device("cpu")
-    precision: Precision = "fp32"
+    device: torch.device
+    precision: Precision
 
     def __call__(self, picture: str | Path | NDArray[np.uint8]) -> Detections:
+        """Find objects in one picture."""
         if isinstance(picture, str) and picture.startswith("sample:"):
-            picture = sample_picture(picture.removeprefix("sample:"))
-        elif isinstance(picture, str | Path):
-            picture = read_picture(Path(picture))
-        return self.predict([picture])[0]
+            pixels = sample_picture(picture.removeprefix("sample:"))
+        else:
+            pixels = read_picture(Path(picture)) if isinstance(picture, str | Path) else picture
+        return self.predict([pixels])[0]
 
     @torch.inference_mode()
     def predict(self, pictures: Sequence[NDArray[np.uint8]], selection: Selection | None = None) -> list[Detections]:
@@ -178,7 +180,7 @@ def fold_batch_norm(network: nn.Module) -> None:
     network.eval()
     for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         names = list(sequence._modules)
-        for first, second in zip(names, names[1:], strict=False):
+        for first, second in pairwise(names):
             conv, norm = sequence._modules[first], sequence._modules[second]
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
                 sequence._modules[first] = fuse_conv_bn_eval(conv, norm)
@@ -205,7 +207,9 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise DetkitError(f"--device {name}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}; use --device cpu")
+            raise DetkitError(
+                f"--device {name}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}; use --device cpu"
+            )
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DetkitError(f"--device {name}: this machine has no Metal device; use --device cpu")
     elif device.type not in ("cpu", "mps"):

@@ -93,9 +93,7 @@ class Preprocess(Strict):
         scale = min(net_h / height, net_w / width)
         resized = max(1, round(height * scale)), max(1, round(width * scale))
         canvas = tuple(map(self._round_up, resized)) if self.minimal else self.size
-        return Placement(
-            (height, width), resized, ((canvas[0] - resized[0]) // 2, (canvas[1] - resized[1]) // 2)
-        )
+        return Placement((height, width), resized, ((canvas[0] - resized[0]) // 2, (canvas[1] - resized[1]) // 2))
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> tuple[Batch, list[Placement]]:
         """Resize and pad RGB pictures [H0, W0, 3] into one batch, in channels-last memory."""

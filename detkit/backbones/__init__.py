@@ -40,6 +40,7 @@ def build_backbone(config: BackboneConfig, strides: Sequence[int], size_hw: tupl
     if config.pretrained:
         raise DetkitError(f"backbone.pretrained: {config.name} has no weights to download; pass backbone.weights")
     try:
-        return BACKBONES[config.name](strides)
+        own: Backbone = BACKBONES[config.name](strides)
     except ValueError as error:
         raise DetkitError(f"backbone.name: {config.name} has {error}") from None
+    return own

@@ -20,7 +20,7 @@ DARKNET_EPS = 1e-12
 
 
 class ConvUnit(nn.Sequential):
-    """Convolution that keeps the size (divided by its stride), batch norm, activation: [B, C, H, W] → [B, C', H', W']."""
+    """Convolution that keeps the size but for its stride, batch norm, activation: [B, C, H, W] → [B, C', H', W']."""
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d

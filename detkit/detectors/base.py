@@ -46,7 +46,7 @@ class Detector(nn.Module, ABC):
 
 
 class Normalize(nn.Module):
-    """RGB 0 … 1 to what a backbone was made for: (x − mean) / std, [B, 3, H, W] → the same; mean 0 and std 1 are free."""
+    """RGB 0 … 1 to what a backbone was made for: (x − mean) / std, [B, 3, H, W] → the same."""
 
     mean: Tensor
     std: Tensor

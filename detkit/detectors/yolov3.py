@@ -22,7 +22,7 @@ from detkit.backbones.layers import ConvUnit
 from detkit.config import Strict
 from detkit.detectors.base import Detector, Normalize
 from detkit.errors import DetkitError
-from detkit.necks.yolo_fpn import YOLOFPN
+from detkit.necks.yolo_fpn import YOLOFPN, Level
 from detkit.ops.yolo import yolo_candidates
 from detkit.structures import Candidates
 
@@ -107,9 +107,13 @@ class YOLOv3(Detector):
         """The convolutions in the order of the released .weights files: body, then coarsest level first."""
         backbone = getattr(self.backbone, "darknet_layers", None)
         if backbone is None:
-            raise DetkitError(f"a Darknet .weights file cannot be loaded: {type(self.backbone).__name__} is not Darknet's")
+            raise DetkitError(
+                f"a Darknet .weights file cannot be loaded: {type(self.backbone).__name__} is not Darknet's"
+            )
         yield from backbone()
         for level, head in zip(self.neck.levels, reversed(self.heads), strict=True):
+            assert isinstance(level, Level)
+            assert isinstance(head, nn.Conv2d)
             yield from (module for module in (*level.chain, level.out) if isinstance(module, ConvUnit))
             yield head
             if level.lateral is not None:

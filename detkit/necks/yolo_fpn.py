@@ -44,6 +44,11 @@ class Level(nn.Module):
         self.out = ConvUnit(channels, 2 * width, 3)
         self.lateral = ConvUnit(channels, lateral_width, 1) if lateral_width else None
 
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, C, h, w] → what the head reads [B, 2·width, h, w], and what the next finer level reads if there is one."""
+        x = self.chain(x)
+        return self.out(x), self.lateral(x) if self.lateral is not None else None
+
 
 class YOLOFPN(nn.Module):
     """Maps of a backbone, finest first, to maps [B, 2·widths[i], h, w] for the heads, finest first.
@@ -70,7 +75,6 @@ class YOLOFPN(nn.Module):
         for level, x in zip(self.levels, reversed(maps), strict=True):
             if above is not None:
                 x = torch.cat([F.interpolate(above, size=x.shape[-2:], mode="nearest"), x], 1)
-            x = level.chain(x)
-            outs.append(level.out(x))
-            above = level.lateral(x) if level.lateral is not None else None
+            out, above = level(x)
+            outs.append(out)
         return outs[::-1]

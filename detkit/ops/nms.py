@@ -76,8 +76,8 @@ def warn_of_cap(candidates: Candidates, selection: Selection) -> None:
     worst = int(candidates.count.max()) if len(candidates) else 0
     if worst > selection.cap:
         warnings.warn(
-            f"{worst} candidates are above the score {selection.score} in one picture and only the best {selection.cap} "
-            f"enter the selection; raise max_detections or the score to change that",
+            f"{worst} candidates are above the score {selection.score} in one picture and only "
+            f"the best {selection.cap} enter the selection; raise max_detections or the score to change that",
             stacklevel=2,
         )
 
@@ -101,7 +101,11 @@ def _greedy_on_cpu(table: Candidates, selection: Selection, length: int) -> tupl
 
     labels = torch.zeros_like(table.labels) if selection.class_agnostic else table.labels
     index, count = greedy_nms(
-        table.boxes.float().contiguous().numpy(), labels.contiguous().numpy(), table.count.numpy(), selection.iou, length
+        table.boxes.float().contiguous().numpy(),
+        labels.contiguous().numpy(),
+        table.count.numpy(),
+        selection.iou,
+        length,
     )
     rows = torch.from_numpy(index)
     return rows, table.scores.gather(1, rows), torch.from_numpy(count)

@@ -1,18 +1,28 @@
 """Greedy NMS on the CPU, compiled by Numba.
 
 Kept boxes of one label lie in flat arrays, so that a candidate is compared with a block of them by vector instructions
-and leaves at the first block that suppresses it. Pictures run in parallel. No result depends on the number of threads.
+and leaves at the first block that suppresses it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 _BLOCK = 64
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        compiled: Callable[..., Any] = njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to keep the machine code: compile in every process
+        compiled = njit(**options)(function)
+    return compiled
+
+
+@_compiled
 def _suppressed(kept: Any, first: int, count: int, x1: Any, y1: Any, x2: Any, y2: Any, area: Any, iou: Any) -> bool:
     """Whether one of kept[:, first : first + count] overlaps the box too much."""
     zero = np.float32(0)
@@ -32,7 +42,7 @@ def _suppressed(kept: Any, first: int, count: int, x1: Any, y1: Any, x2: Any, y2
     return False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_compiled
 def _nms_of_picture(boxes: Any, labels: Any, iou: Any, limit: int, index: Any) -> int:
     """Write the rows that survive to `index`, at most `limit`, and return how many; rows come by falling score."""
     n = len(labels)
@@ -74,7 +84,7 @@ def _nms_of_picture(boxes: Any, labels: Any, iou: Any, limit: int, index: Any) -
     return taken
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@_compiled
 def greedy_nms(boxes: Any, labels: Any, counts: Any, iou: float, limit: int) -> Any:
     """Greedy NMS of a batch whose rows come by falling score.
 
@@ -84,6 +94,6 @@ def greedy_nms(boxes: Any, labels: Any, counts: Any, iou: float, limit: int) -> 
     index = np.zeros((len(boxes), limit), np.int64)
     taken = np.zeros(len(boxes), np.int64)
     threshold = np.float32(iou)
-    for b in prange(len(boxes)):
+    for b in range(len(boxes)):
         taken[b] = _nms_of_picture(boxes[b, : counts[b]], labels[b, : counts[b]], threshold, limit, index[b])
     return index, taken

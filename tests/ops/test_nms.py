@@ -1,0 +1,167 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torchvision.ops as tv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detkit.ops.nms import Selection, _by_score, _round_by_round, select, warn_of_cap
+from detkit.structures import Candidates
+
+
+def candidates(sizes: list[int], classes: int = 3, seed: int = 0, levels: int = 1000) -> Candidates:
+    """Random clustered candidates; few `levels` of the score make equal scores."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(sizes)
+    centre = torch.rand(max(1, total // 8), 2, generator=generator) * 200
+    cluster = torch.randint(len(centre), (total,), generator=generator)
+    middle = centre[cluster] + torch.randn(total, 2, generator=generator) * 4
+    half = torch.rand(total, 2, generator=generator) * 20 + 5
+    scores = torch.randint(1, levels + 1, (total,), generator=generator) / levels
+    picture = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    labels = torch.randint(classes, (total,), generator=generator)
+    return Candidates.from_flat(picture, torch.cat([middle - half, middle + half], 1), scores, labels, len(sizes))
+
+
+def literal_greedy(boxes, scores, labels, selection: Selection) -> list[int]:
+    """The definition, one box at a time, in fp32."""
+    boxes, scores, labels = boxes.numpy(), scores.numpy(), labels.numpy()
+    order = sorted((i for i in range(len(scores)) if scores[i] > selection.score), key=lambda i: (-scores[i], i))
+    threshold = np.float32(selection.iou)
+    taken: list[int] = []
+    for i in order:
+        for j in taken:
+            if labels[i] != labels[j] and not selection.class_agnostic:
+                continue
+            wh = (np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])).clip(min=0)
+            inter = wh[0] * wh[1]
+            areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (boxes[j], boxes[i])]
+            if inter > threshold * (areas[0] + areas[1] - inter):
+                break
+        else:
+            taken.append(i)
+    return taken[: selection.max_detections]
+
+
+def assert_same(a: Candidates, b: Candidates) -> None:
+    assert a.count.tolist() == b.count.tolist()
+    for name in ("boxes", "scores", "labels"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    sizes=st.lists(st.integers(0, 70), min_size=1, max_size=4),
+    classes=st.sampled_from([1, 3, 40]),
+    seed=st.integers(0, 10_000),
+    levels=st.sampled_from([2, 1000]),
+    iou=st.sampled_from([0.0, 0.3, 0.45, 0.7, 1.0]),
+    limit=st.sampled_from([1, 7, 300]),
+    agnostic=st.booleans(),
+)
+def test_greedy_is_the_definition(sizes, classes, seed, levels, iou, limit, agnostic) -> None:
+    table = candidates(sizes, classes, seed, levels)
+    selection = Selection(score=0.1, iou=iou, max_detections=limit, class_agnostic=agnostic)
+    result = select(table, selection)
+    for b, size in enumerate(sizes):
+        boxes, scores, labels = table.boxes[b, :size], table.scores[b, :size], table.labels[b, :size]
+        expected = literal_greedy(boxes, scores, labels, selection)
+        n = int(result.count[b])
+        assert n == len(expected)
+        assert torch.equal(result.boxes[b, :n], boxes[expected])
+        assert torch.equal(result.scores[b, :n], scores[expected])
+        assert torch.equal(result.labels[b, :n], labels[expected])
+        assert not result.scores[b, n:].any()
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_the_rounds_of_the_gpu_give_what_the_cpu_gives(agnostic) -> None:
+    table = candidates([300, 0, 77], levels=50)
+    selection = Selection(score=0.2, max_detections=60, class_agnostic=agnostic)
+    ordered = _by_score(table, selection)
+    index, scores, count = _round_by_round(ordered, selection, 60)
+    result = select(table, selection)
+    assert count.tolist() == result.count.tolist()
+    for b, n in enumerate(count.tolist()):
+        assert torch.equal(ordered.boxes[b, index[b, :n]], result.boxes[b, :n])
+        assert torch.equal(scores[b, :n], result.scores[b, :n])
+
+
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 2000])
+def test_greedy_agrees_with_torchvision(n) -> None:
+    table = candidates([n], classes=1, seed=n, levels=10**6)
+    result = select(table, Selection(score=0, iou=0.5, max_detections=10_000))
+    kept = tv.nms(table.boxes[0], table.scores[0], 0.5)
+    assert torch.equal(result.boxes[0, : result.count[0]], table.boxes[0][kept])
+
+
+def test_a_pair_on_the_threshold_survives() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5]]])  # IoU exactly 0.5
+    table = Candidates(boxes, torch.tensor([[0.9, 0.8]]), torch.zeros(1, 2, dtype=torch.long), torch.tensor([2]))
+    assert select(table, Selection(iou=0.5)).count.item() == 2
+    assert select(table, Selection(iou=0.49)).count.item() == 1
+
+
+def test_not_a_number_never_suppresses_and_never_scores() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [float("nan"), 0, 10, 10], [0, 0, 10, 10], [0, 0, float("inf"), 10]]])
+    scores = torch.tensor([[0.5, 0.9, float("nan"), 0.4]])
+    table = Candidates(boxes, scores, torch.zeros(1, 4, dtype=torch.long), torch.tensor([4]))
+    result = select(table, Selection(score=0.1))
+    assert result.count.item() == 3
+    assert result.scores[0, :3].tolist() == pytest.approx([0.9, 0.5, 0.4])
+
+
+def test_results_are_clipped_to_each_picture() -> None:
+    boxes = torch.tensor([[[-5.0, -5, 50, 50]], [[-5.0, -5, 50, 50]]])
+    table = Candidates(boxes, torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.long), torch.ones(2, dtype=torch.long))
+    result = select(table, Selection(), torch.tensor([[20, 30], [60, 40]]))
+    assert result.boxes[:, 0].tolist() == [[0, 0, 30, 20], [0, 0, 40, 50]]
+
+
+def test_the_cap_keeps_the_best_and_is_announced_and_lifted() -> None:
+    n = 50
+    low = torch.arange(n).float()[:, None] * 20
+    boxes = torch.cat([low, low, low + 10, low + 10], 1)[None]
+    table = Candidates(boxes, torch.rand(1, n) / 2 + 0.4, torch.zeros(1, n, dtype=torch.long), torch.tensor([n]))
+    capped = Selection(max_candidates=20, max_detections=2)
+    assert capped.cap == 20
+    with pytest.warns(UserWarning, match="50 candidates .* only the best 20"):
+        warn_of_cap(table, capped)
+    best = table.scores[0].sort(descending=True).values
+    wide = Selection(max_candidates=20, max_detections=50)
+    assert torch.equal(select(table, wide).scores[0], best)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_cap(table, wide)
+
+
+def test_soft_nms_by_hand() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]]])
+    table = Candidates(
+        boxes, torch.tensor([[0.9, 0.8, 0.3]]), torch.zeros(1, 3, dtype=torch.long), torch.tensor([3])
+    )
+    result = select(table, Selection(method="soft", sigma=0.5, score=0.2))
+    lowered = 0.8 * torch.exp(torch.tensor(-(0.5**2) / 0.5)).item()
+    assert result.scores[0].tolist() == pytest.approx([0.9, lowered, 0.3])
+    below = select(table, Selection(method="soft", sigma=0.5, score=0.5))
+    assert below.count.item() == 1
+
+
+def test_diou_nms_spares_a_neighbour_with_another_centre() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [4, 0, 14, 10]]])  # IoU 60/140 = .429; DIoU .429 - 16/296 = .375
+    table = Candidates(boxes, torch.tensor([[0.9, 0.8]]), torch.zeros(1, 2, dtype=torch.long), torch.tensor([2]))
+    assert select(table, Selection(iou=0.4)).count.item() == 1
+    assert select(table, Selection(iou=0.4, method="diou")).count.item() == 2
+    assert select(table, Selection(iou=0.37, method="diou")).count.item() == 1
+
+
+@pytest.mark.parametrize("method", ["greedy", "soft", "diou"])
+def test_nothing_in_nothing_out(method) -> None:
+    empty = Candidates.from_flat(
+        torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), 3
+    )
+    result = select(empty, Selection(method=method), torch.full((3, 2), 10))
+    assert result.count.tolist() == [0, 0, 0]
+    assert [len(d) for d in result.detections([(10, 10)] * 3)] == [0, 0, 0]
