@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("detkit", deadline=None)  # the machine's speed is no property of the code
+settings.load_profile("detkit")
 
 
 @pytest.fixture(scope="session")

@@ -86,12 +86,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise DetkitError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        if "weights_only" in str(error) or "Unsupported" in str(error) or "GLOBAL" in str(error):
-            reason = "it holds Python objects beside tensors, which could run code when read, so it is refused"
-        raise DetkitError(f"{path}: is no file of plain tensors: {reason}") from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise DetkitError(f"{path}: is no PyTorch file: {str(error).splitlines()[0]}") from None
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
+            raise DetkitError(
+                f"{path}: holds Python objects beside tensors, which could run code when read, so it is refused; "
+                "save a plain state dict"
+            ) from None
+        raise DetkitError(f"{path}: is neither a safetensors nor a PyTorch file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError):
+        raise DetkitError(f"{path}: is neither a safetensors nor a PyTorch file, or is cut off") from None
     for key in ("state_dict", "model"):  # the two usual wrappers
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -51,7 +51,7 @@ def assert_same(a: Candidates, b: Candidates) -> None:
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(0, 70), min_size=1, max_size=4),
     classes=st.sampled_from([1, 3, 40]),

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from detkit.backbones import BackboneConfig, build_backbone
+from detkit.backbones.darknet import Darknet53, TinyDarknet
+from detkit.errors import DetkitError
+
+
+def giga_multiply_adds(network, size: int) -> float:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops() / 2e9
+
+
+def test_darknet53_is_the_papers() -> None:
+    with torch.device("meta"):
+        network = Darknet53(strides=(32,)).eval()
+    assert len(list(network.darknet_layers())) == 52  # the 53rd is the classifier's
+    # 1000 classes more on 1024 channels make the 41.6 million of the released weights.
+    assert sum(p.numel() for p in network.parameters()) == 40_584_928
+    # Table 2 counts 18.7 billion operations, two a multiply-add, at 256 × 256.
+    assert 2 * giga_multiply_adds(network, 256) == pytest.approx(18.6, abs=0.15)
+
+
+@pytest.mark.parametrize("network", [Darknet53(), TinyDarknet()])
+@pytest.mark.parametrize("size", [(64, 96), (128, 64)])
+def test_maps_are_as_declared(network, size) -> None:
+    maps = network.eval()(torch.rand(2, 3, *size))
+    assert [tuple(m.shape) for m in maps] == [
+        (2, c, size[0] // s, size[1] // s) for c, s in zip(network.channels, network.strides, strict=True)
+    ]
+
+
+def test_any_strides_are_given_finest_first() -> None:
+    network = Darknet53(strides=(32, 4))
+    assert network.strides == (4, 32)
+    assert network.channels == (128, 1024)
+    assert [m.shape[-1] for m in network.eval()(torch.rand(1, 3, 64, 64))] == [16, 2]
+
+
+def test_a_stride_that_is_not_there_is_named() -> None:
+    with pytest.raises(DetkitError, match="darknet53 has no map of stride 64"):
+        build_backbone(BackboneConfig(name="darknet53"), (32, 64))
+
+
+def test_an_unknown_name_shows_the_nearest() -> None:
+    with pytest.raises(DetkitError, match="did you mean 'darknet53'"):
+        build_backbone(BackboneConfig(name="darknet35"), (32,))

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from detkit.preprocess import Placement, Preprocess
+
+MODES = [
+    Preprocess(mode="stretch", size=(96, 128)),
+    Preprocess(mode="letterbox", size=(96, 128)),
+    Preprocess(mode="letterbox", size=(96, 128), minimal=True),
+    Preprocess(mode="letterbox", size=(96, 128), interpolation="darknet"),
+    Preprocess(mode="shortest_edge", size=(80, 130), interpolation="float_linear"),
+]
+
+
+@pytest.mark.parametrize("preprocess", MODES)
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000))
+def test_boxes_come_back(preprocess, height, width) -> None:
+    placement = preprocess.place(height, width)
+    boxes = torch.tensor([[0.0, 0, width, height], [width / 4, height / 3, width / 2, height / 1.5]])
+    back = placement.to_picture(placement.to_canvas(boxes))
+    torch.testing.assert_close(back, boxes, atol=2e-3 * max(height, width) / 100, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preprocess", MODES)
+@given(height=st.integers(1, 400), width=st.integers(1, 400))
+def test_the_picture_lies_where_the_placement_says(preprocess, height, width) -> None:
+    batch, (placement,) = preprocess([np.full((height, width, 3), 255, np.uint8)])
+    canvas = batch.images[0]
+    assert all(side % preprocess.divisor == 0 for side in canvas.shape[1:])
+    assert batch.sizes.tolist() == [list(placement.resized)]
+    (top, left), (h, w) = map(int, placement.offset), placement.resized
+    assert torch.all(canvas[:, top : top + h, left : left + w] > 0.99)
+    assert int((canvas[0] > 0.99).sum()) == h * w
+
+
+def test_letterbox_by_hand() -> None:
+    preprocess = Preprocess(size=(416, 416))
+    assert preprocess.place(576, 768) == Placement((576, 768), (312, 416), (52, 0))
+    assert preprocess.place(424, 640) == Placement((424, 640), (276, 416), (70, 0))
+    minimal = Preprocess(size=(416, 416), minimal=True)
+    assert minimal.place(576, 768) == Placement((576, 768), (312, 416), (4, 0))
+    darknet = Preprocess(size=(416, 416), interpolation="darknet")
+    assert darknet.place(424, 640) == Placement((424, 640), (275, 416), (70.5, 0))
+
+
+def test_shortest_edge_by_hand() -> None:
+    preprocess = Preprocess(mode="shortest_edge", size=(800, 1333))
+    assert preprocess.place(480, 640).resized == (800, 1066)
+    assert preprocess.place(300, 1200).resized == (333, 1333)
+
+
+def test_pictures_of_different_sizes_share_a_canvas() -> None:
+    preprocess = Preprocess(mode="shortest_edge", size=(64, 200), fill=0.25)
+    batch, _ = preprocess([np.zeros((64, 128, 3), np.uint8), np.zeros((100, 64, 3), np.uint8)])
+    assert batch.images.shape == (2, 3, 128, 128)
+    assert batch.images[0, 0, 127, 0] == 0.25
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_darknet_interpolation_aligns_corners() -> None:
+    ramp = np.repeat(np.array([[[0] * 3, [100] * 3, [200] * 3]], np.uint8), 2, 0)
+    batch, _ = Preprocess(mode="stretch", size=(2, 5), interpolation="darknet", divisor=1)([ramp])
+    assert (batch.images[0, 0, 0] * 255).tolist() == pytest.approx([0, 50, 100, 150, 200])
+    half_pixel, _ = Preprocess(mode="stretch", size=(2, 6), interpolation="float_linear", divisor=1)([ramp])
+    assert (half_pixel.images[0, 0, 0] * 255).tolist() == pytest.approx([0, 25, 75, 125, 175, 200])
+
+
+def test_a_picture_of_the_right_size_is_not_touched() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3)).astype(np.uint8)
+    batch, _ = Preprocess(size=(32, 64))([pixels])
+    assert np.array_equal((batch.images[0].permute(1, 2, 0) * 255).round().numpy(), pixels)
+
+
+def test_size_must_fit_the_divisor() -> None:
+    with pytest.raises(ValidationError, match="multiples of the divisor 32"):
+        Preprocess(size=(400, 416))
