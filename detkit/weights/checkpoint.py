@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,18 +83,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise DetkitError(f"{path}: is no whole safetensors file: {error}") from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols, for whoever wrote the file
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DetkitError(f"{path}: no such file") from None
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
-            raise DetkitError(
-                f"{path}: holds Python objects beside tensors, which could run code when read, so it is refused; "
-                "save a plain state dict"
-            ) from None
-        raise DetkitError(f"{path}: is neither a safetensors nor a PyTorch file") from None
+    except pickle.UnpicklingError:
+        raise DetkitError(
+            f"{path}: refused, and nothing in it was run: expected a PyTorch file of nothing but tensors; "
+            "save the model's state_dict()"
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError):
-        raise DetkitError(f"{path}: is neither a safetensors nor a PyTorch file, or is cut off") from None
+        raise DetkitError(f"{path}: is no PyTorch file, or is cut off") from None
     for key in ("state_dict", "model"):  # the two usual wrappers
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

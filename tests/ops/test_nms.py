@@ -139,9 +139,7 @@ def test_the_cap_keeps_the_best_and_is_announced_and_lifted() -> None:
 
 def test_soft_nms_by_hand() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]]])
-    table = Candidates(
-        boxes, torch.tensor([[0.9, 0.8, 0.3]]), torch.zeros(1, 3, dtype=torch.long), torch.tensor([3])
-    )
+    table = Candidates(boxes, torch.tensor([[0.9, 0.8, 0.3]]), torch.zeros(1, 3, dtype=torch.long), torch.tensor([3]))
     result = select(table, Selection(method="soft", sigma=0.5, score=0.2))
     lowered = 0.8 * torch.exp(torch.tensor(-(0.5**2) / 0.5)).item()
     assert result.scores[0].tolist() == pytest.approx([0.9, lowered, 0.3])

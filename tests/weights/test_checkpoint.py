@@ -37,7 +37,7 @@ def test_a_pickle_with_code_is_refused_and_never_run(tmp_path: Path) -> None:
     }.items():
         path = tmp_path / name
         write(path)
-        with pytest.raises(DetkitError, match=rf"{name}: holds Python objects .* refused"):
+        with pytest.raises(DetkitError, match=rf"{name}: refused, and nothing in it was run"):
             read_tensors(path)
 
 
@@ -56,7 +56,7 @@ def test_files_that_are_something_else_are_named(tmp_path: Path, name) -> None:
         read_tensors(path)
     for content in (b"", b"hello", struct.pack("<Q", 10**15) + b"{}", b"\x80\x02"):
         path.write_bytes(content)
-        with pytest.raises(DetkitError, match=f"{name}: is n"):
+        with pytest.raises(DetkitError, match=f"{name}: (is no|refused)"):
             read_tensors(path)
 
 
