@@ -1,0 +1,161 @@
+"""Detect objects in all that a user names: sources in, results out, files written on the way."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from detkit.data.picture import MAX_PIXELS
+from detkit.errors import DetkitError, nearest
+from detkit.model import Model
+from detkit.ops.nms import Selection
+from detkit.predict.sources import Failure, Frame, Source, find_sources, read_frames
+from detkit.predict.writers import Writer
+from detkit.structures import Detections
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was found in one picture, with the picture."""
+
+    frame: Frame
+    detections: Detections
+
+
+@dataclass(slots=True)
+class VideoSummary:
+    """What was found in a video: in how many of its frames each class was seen."""
+
+    size: tuple[int, int]
+    frames: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Summary:
+    """How it went: pictures and frames done, videos by source, sources that failed, and the folder of the results."""
+
+    pictures: int = 0
+    videos: dict[Source, VideoSummary] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    folder: Path | None = None
+
+
+def detect(
+    model: Model,
+    names: Sequence[str],
+    on_result: Callable[[Result | Failure], None] = lambda result: None,
+    *,
+    selection: Selection | None = None,
+    classes: Collection[str] = (),
+    batch_size: int = 8,
+    max_pixels: int = MAX_PIXELS,
+    save: Collection[str] = ("image",),
+    out: Path | None = None,
+    progress: bool = False,
+) -> Summary:
+    """Find objects in pictures, folders, globs, videos, `-` and `sample:NAME`, save what was found, and sum it up.
+
+    on_result is called for every picture and frame in order, and with what could not be read. classes: only these are
+    reported; `max_detections` counts only them. save, out: as in `Writer`. progress: show a bar on stderr. Raises
+    DetkitError when a name finds nothing, the only picture cannot be read, or a result cannot be written.
+    """
+    selection = selection or model.selection
+    labels = _labels(model.classes, classes)
+    sources = find_sources(names)
+    alone = [source.name for source in sources] == list(names) and len(names) == 1
+    summary = Summary()
+    frames = read_frames(sources, max_pixels, ahead=batch_size)
+    with Writer(save, out, model.classes) as writer, closing(frames), _progress(sources, progress) as advance:
+        for result in _predict(model, frames, batch_size, selection, labels):
+            if isinstance(result, Failure):
+                if alone:
+                    raise result.error
+                summary.failures.append(result)
+            else:
+                writer.write(result.frame, result.detections)
+                summary.folder = writer.folder
+                _count(summary, result, model.classes)
+            on_result(result)
+            advance()
+    return summary
+
+
+def describe(detections: Detections, classes: Sequence[str]) -> str:
+    """Return what was found in words, `2 dog, 1 bicycle`, in the order of each class's best score."""
+    counts = Counter(classes[label] for label in detections.labels.tolist())
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no objects"
+
+
+def _predict(
+    model: Model, frames: Iterable[Frame | Failure], batch_size: int, selection: Selection, labels: torch.Tensor | None
+) -> Iterator[Result | Failure]:
+    """Run the model on batches of the frames; failures keep their place."""
+    frames = iter(frames)
+    while items := list(islice(frames, batch_size)):
+        pictures = [item.picture for item in items if isinstance(item, Frame)]
+        found = iter(_find(model, pictures, selection, labels) if pictures else [])
+        for item in items:
+            yield Result(item, next(found)) if isinstance(item, Frame) else item
+
+
+def _find(
+    model: Model, pictures: Sequence[NDArray[np.uint8]], selection: Selection, labels: torch.Tensor | None
+) -> list[Detections]:
+    if labels is None:
+        return model.predict(pictures, selection)
+    # The most that leaves the cap on candidates as it is: other classes shall not take the places of the wanted ones.
+    places = max(selection.max_detections, selection.max_candidates // 10)
+    found = model.predict(pictures, selection.model_copy(update={"max_detections": places}))
+    wanted = [detections[torch.isin(detections.labels, labels)] for detections in found]
+    return [detections[: selection.max_detections] for detections in wanted]
+
+
+def _labels(known: Sequence[str], wanted: Collection[str]) -> torch.Tensor | None:
+    for name in wanted:
+        if name not in known:
+            raise DetkitError(f"--classes {name}: is no class of the model{nearest(name, known)}")
+    return torch.tensor([label for label, name in enumerate(known) if name in wanted]) if wanted else None
+
+
+def _count(summary: Summary, result: Result, classes: Sequence[str]) -> None:
+    summary.pictures += 1
+    if result.frame.index is not None:
+        video = summary.videos.setdefault(result.frame.source, VideoSummary(result.detections.size))
+        video.frames += 1
+        video.seen.update({classes[label] for label in result.detections.labels.tolist()})
+
+
+@contextmanager
+def _progress(sources: Sequence[Source], wanted: bool) -> Iterator[Callable[[], None]]:
+    """Give a function that counts a picture; the bar appears on a terminal when a second has passed."""
+    console = Console(stderr=True)
+    total = sum(source.frames for source in sources) if all(source.frames for source in sources) else None
+    columns = TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # Lines printed to a terminal go above the bar; to a file or pipe they go as they are.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+    task = bar.add_task("", total=total)
+    begin = time.monotonic()
+
+    def advance() -> None:
+        bar.advance(task)
+        if wanted and console.is_terminal and not bar.live.is_started and time.monotonic() - begin > 1:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -1,0 +1,59 @@
+"""Where results go: a folder of their own for every run, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detkit.errors import DetkitError
+
+
+def next_run(kind: str, root: str | Path = "runs") -> Path:
+    """Create and return the next free numbered folder, `root/kind/<n>`; two processes never get the same one."""
+    parent = Path(root) / kind
+    with explained(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.name) for path in parent.iterdir() if re.fullmatch(r"[0-9]+", path.name)]
+        number = max(taken, default=0)
+        while True:
+            number += 1
+            folder = parent / str(number)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+
+
+def require_free(folder: Path) -> None:
+    """Raise DetkitError when a folder that results are to go to holds something already."""
+    with explained(folder):
+        if folder.exists() and not folder.is_dir():
+            raise DetkitError(f"{folder}: is a file; pass a folder for the results")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise DetkitError(f"{folder}: is not empty and nothing is overwritten; pass a new folder or empty this one")
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Give a hidden name beside `path` to write to; what is there when the block ends well becomes `path`."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        with explained(path):
+            yield part
+            if part.exists():
+                part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system (no permission, disk full) into one sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DetkitError(f"{path}: cannot be written: {error.strerror or error}") from None
