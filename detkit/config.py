@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from detkit.errors import DetkitError, nearest
 
@@ -109,17 +110,29 @@ def validate(model: type[T], tree: Mapping[str, Any], source: str) -> T:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise DetkitError(f"{source}: {explain(error)}") from None
+        raise DetkitError(f"{source}: {': '.join(filter(None, _first_problem(error)))}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """Return pydantic's first problem as one sentence that begins with the dotted key."""
+def nested(model: type[T], tree: Any) -> T:
+    """Validate inside a pydantic validator, so that the key of a problem in there follows the key of the field."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        key, message = _first_problem(error)
+        raise PydanticCustomError("nested", "{message}", {"key": key, "message": message}) from None
+
+
+def _first_problem(error: ValidationError) -> tuple[str, str]:
+    """The dotted key of pydantic's first problem, and what is wrong there."""
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "missing":
-        return f"the key {key!r} is missing"
+    path = [str(part) for part in problem["loc"]]
     message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    got = problem["input"]
-    shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) else ""
-    return f"{key}: {message}{shown}" if key else message
+    if problem["type"] == "nested":
+        path += filter(None, [problem["ctx"]["key"]])
+    elif problem["type"] == "missing":
+        message = f"the key {path.pop()!r} is missing"
+    else:
+        message = message[:1].lower() + message[1:]
+        if isinstance(problem["input"], str | int | float | None):
+            message += f", got {problem['input']!r}"
+    return ".".join(path), message

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, SerializeAsAny
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from detkit.config import Strict, explain, find_config, override, read_yaml, validate
+from detkit.config import Strict, find_config, nested, override, read_yaml, validate
 from detkit.data.names import class_names
 from detkit.data.picture import read_picture, sample_picture
 from detkit.detectors import detector_class
@@ -34,16 +33,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _detector_config(tree: Any) -> Any:
-    if not isinstance(tree, dict):
+    if isinstance(tree, Strict) or not isinstance(tree, dict):
         return tree
     if "name" not in tree:
-        raise PydanticCustomError("nested", "the key 'name' is missing")
+        raise ValueError("the key 'name' is missing")
     try:
-        return detector_class(tree["name"]).Config.model_validate(tree)
-    except ValidationError as error:
-        raise PydanticCustomError("nested", "{inner}", {"inner": explain(error)}) from None
+        detector = detector_class(tree["name"])
     except DetkitError as error:
-        raise PydanticCustomError("nested", "{inner}", {"inner": f"name: {error}"}) from None
+        raise ValueError(str(error)) from None
+    return nested(detector.Config, tree)
 
 
 class ModelConfig(Strict):

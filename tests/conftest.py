@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("detkit", deadline=None)  # the machine's speed is no property of the code
 settings.load_profile("detkit")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores already
 
 
 @pytest.fixture(scope="session")
