@@ -2,7 +2,7 @@
 
 | `data` | recognised by | splits |
 |---|---|---|
-| a COCO folder | `annotations/instances_<split>.json`, pictures in `images/<split>/`, `<split>/` or `images/` | the files |
+| a COCO folder | `annotations/instances_<split>.json`; pictures in `images/<split>/`, `<split>/`, `images/` | the files |
 | a COCO file | `.json`, pictures in the folders above or beside it | none |
 | a VOC folder | `Annotations/*.xml`, pictures in `JPEGImages/` | `ImageSets/Main/<split>.txt`, or none |
 | a YOLO folder or file | `data.yaml` with `names` | its keys `train`, `val`, `test` |
@@ -29,15 +29,133 @@ YAML file::
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
+from detkit.config import Strict, read_yaml, validate
+from detkit.data.coco import coco_splits, read_coco
 from detkit.data.sample import Dataset as Dataset
 from detkit.data.sample import Sample as Sample
+from detkit.data.shapes import load_shapes, parse_shapes
+from detkit.data.voc import read_voc, voc_splits
+from detkit.data.yolo import YoloFile, read_yolo
+from detkit.errors import DetkitError, nearest
+
+
+class CocoFiles(Strict):
+    """One split of a described COCO set: its annotation file and the folder of its pictures."""
+
+    annotations: str
+    images: str
+
+
+class CocoDescription(Strict):
+    """A COCO set whose parts lie elsewhere than usual."""
+
+    format: Literal["coco"]
+    path: str = "."
+    splits: dict[str, CocoFiles]
+
+
+class VocDescription(Strict):
+    """A PASCAL VOC set whose parts lie elsewhere than usual, or whose classes have an order."""
+
+    format: Literal["voc"]
+    path: str = "."
+    images: str = "JPEGImages"
+    annotations: str = "Annotations"
+    splits: dict[str, str] | None = None
+    classes: str | list[str] | None = None
 
 
 def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
-    """Read a split of a data set.
+    """Read a split of a data set: a folder, a file or `sample:shapes`.
 
-    Without a split, the only one is taken, else the validation split, else the test split.
+    Without a split the only one is taken, else the validation split, else the test split. Errors: a layout that is
+    none of those above, a split that does not exist, and whatever the reader of the format finds.
     """
-    raise NotImplementedError
+    if str(data).startswith("sample:"):
+        shapes = parse_shapes(str(data))
+        return load_shapes(shapes, choose_split(shapes.splits, split, str(data)))
+    path = Path(data)
+    if not path.exists():
+        raise DetkitError(f"{path}: no such file or folder; --data takes a COCO, VOC or YOLO data set or sample:shapes")
+    if path.is_dir():
+        return _load_folder(path, split)
+    if path.suffix == ".json":
+        if split is not None:
+            raise DetkitError(f"{path}: is one annotation file, which has no splits; leave out the split {split!r}")
+        return read_coco(path)
+    if path.suffix in (".yaml", ".yml"):
+        return _load_yaml(path, split)
+    raise DetkitError(f"{path}: expected a folder, a COCO .json or a .yaml that describes a data set")
+
+
+def choose_split(splits: Iterable[str], wanted: str | None, source: str) -> str:
+    """Return the wanted split if it exists; without a wish the only one, else the validation split, else the test."""
+    splits = list(splits)
+    known = f"there {'is' if len(splits) == 1 else 'are'} {', '.join(splits) or 'none'}"
+    if wanted is not None:
+        if wanted not in splits:
+            raise DetkitError(f"{source}: there is no split {wanted!r}{nearest(wanted, splits)} ({known})")
+        return wanted
+    if len(splits) == 1:
+        return splits[0]
+    for pattern in (r"val(id|idation)?\d*", r"test\d*"):
+        fitting = [split for split in splits if re.fullmatch(pattern, split)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            break
+    raise DetkitError(f"{source}: name a split ({known})")
+
+
+def _load_folder(root: Path, split: str | None) -> Dataset:
+    description = next((root / name for name in ("data.yaml", "data.yml") if (root / name).is_file()), None)
+    if description is not None:
+        return _load_yaml(description, split)
+    if coco := coco_splits(root):
+        split = choose_split(coco, split, str(root))
+        return read_coco(coco[split], split=split)
+    if (root / "Annotations").is_dir():
+        return _load_voc(root, voc_splits(root), split, VocDescription(format="voc"))
+    raise DetkitError(
+        f"{root}: is no data set; expected annotations/instances_<split>.json (COCO), Annotations/*.xml (VOC) "
+        "or data.yaml (YOLO, or a description)"
+    )
+
+
+def _load_yaml(file: Path, split: str | None) -> Dataset:
+    tree = read_yaml(file)
+    kind = tree.get("format")
+    if kind is None:
+        if "names" not in tree:
+            raise DetkitError(f"{file}: describes no data set: expected 'format' (coco or voc), or 'names' as YOLO has")
+        content = validate(YoloFile, tree, str(file))
+        return read_yolo(file, content, choose_split(content.splits, split, str(file)))
+    if kind == "coco":
+        coco = validate(CocoDescription, tree, str(file))
+        root, split = file.parent / coco.path, choose_split(coco.splits, split, str(file))
+        return read_coco(root / coco.splits[split].annotations, root / coco.splits[split].images, split)
+    if kind == "voc":
+        voc = validate(VocDescription, tree, str(file))
+        root = file.parent / voc.path
+        listed = voc_splits(root) if voc.splits is None else {key: root / name for key, name in voc.splits.items()}
+        return _load_voc(root, listed, split, voc)
+    raise DetkitError(f"{file}: format: expected coco or voc, got {kind!r}")
+
+
+def _load_voc(root: Path, splits: dict[str, Path], split: str | None, description: VocDescription) -> Dataset:
+    if splits or split is not None:
+        split = choose_split(splits, split, str(root))
+    listing = splits[split] if split is not None else None
+    return read_voc(
+        root,
+        listing,
+        split,
+        images=description.images,
+        annotations=description.annotations,
+        classes=description.classes,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -21,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 MAX_PIXELS = 100_000_000
-"""The largest picture read by default: it takes 300 MB when decoded, while a header of a few bytes can claim any size."""
+"""The largest picture read by default: 300 MB when decoded, while a header of a few bytes can claim any size."""
 
 _SAMPLES = ("astronaut", "chelsea")
 _pillow_limit = threading.Lock()

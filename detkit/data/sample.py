@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,13 +187,14 @@ def make_samples(
 
     rows = np.flatnonzero(~empty)
     rows = rows[np.argsort(objects.picture[rows], kind="stable")]
-    columns = [boxes[rows], objects.labels[rows], objects.crowd[rows], objects.difficult[rows]]
+    columns = boxes[rows], objects.labels[rows], objects.crowd[rows], objects.difficult[rows]
     for column in columns:
         column.flags.writeable = False
-    ends = np.searchsorted(objects.picture[rows], np.arange(1, len(pictures) + 1)).tolist()
+    boxes, labels, crowd, difficult = columns
+    ends = np.searchsorted(objects.picture[rows], np.arange(len(pictures) + 1)).tolist()
     samples = [
-        Sample(*picture, *(column[start:end] for column in columns), oriented=oriented)  # type: ignore[arg-type]
-        for picture, start, end in zip(pictures, [0, *ends], ends, strict=False)
+        Sample(*picture, boxes[a:b], labels[a:b], crowd[a:b], difficult[a:b], oriented)
+        for picture, (a, b) in zip(pictures, pairwise(ends), strict=True)
     ]
     return samples, notes
 
