@@ -15,7 +15,8 @@ from detkit.structures import Candidates
 
 def cells(raw: Tensor, anchors: int) -> Tensor:
     """View a map [B, A·(5 + C), h, w] as [B, h, w, A, 5 + C], whatever its memory format."""
-    return raw.unflatten(1, (anchors, -1)).permute(0, 3, 4, 1, 2)
+    b, channels, h, w = raw.shape
+    return raw.view(b, anchors, channels // anchors, h, w).permute(0, 3, 4, 1, 2)
 
 
 def yolo_boxes(t: Tensor, cell: Tensor, anchor: Tensor, stride: Tensor, scale_xy: float = 1.0) -> Tensor:
@@ -37,12 +38,14 @@ def yolo_candidates(
     size_hw: tuple[int, int],
     threshold: float,
     scale_xy: Sequence[float] | None = None,
+    *,
+    softmax: bool = False,
 ) -> Candidates:
-    """Raw maps of YOLOv3 to boxes in input pixels, one row per box and class whose score is above the threshold.
+    """Raw maps of YOLOv3 or YOLOv2 to boxes in input pixels, a row per box and class with a score above the threshold.
 
     maps: [B, A·(5 + C), h, w] per level, before the sigmoid; anchors: [A, 2] width and height in pixels per level;
-    scale_xy: per level, 1 by default. Score = objectness · class probability, both logistic. Candidates of a picture
-    are ordered by level, row, column, anchor, class.
+    scale_xy: per level, 1 by default. Score = logistic objectness · class probability, which is logistic in YOLOv3 and
+    a softmax over the classes in YOLOv2. Candidates of a picture are ordered by level, row, column, anchor, class.
     """
     height, width = size_hw
     found = []
@@ -54,7 +57,8 @@ def yolo_candidates(
         stride = values.new_tensor([width / grid.shape[2], height / grid.shape[1]])
         cell = torch.stack([column, row], 1)
         boxes = yolo_boxes(values[:, :4], cell, sizes[anchor], stride, scale_xy[i] if scale_xy is not None else 1.0)
-        scores = objectness[picture, row, column, anchor, None] * values[:, 5:].sigmoid()
+        classes = values[:, 5:].softmax(1) if softmax else values[:, 5:].sigmoid()
+        scores = objectness[picture, row, column, anchor, None] * classes
         box, label = (scores > threshold).nonzero().unbind(1)
         found.append((picture[box], boxes[box], scores[box, label], label))
     picture, boxes, scores, labels = (torch.cat(column) for column in zip(*found, strict=True))
@@ -62,3 +66,26 @@ def yolo_candidates(
         picture, order = picture.sort(stable=True)
         boxes, scores, labels = boxes[order], scores[order], labels[order]
     return Candidates.from_flat(picture, boxes, scores, labels, len(maps[0]))
+
+
+def yolov1_candidates(
+    raw: Tensor, side: int, boxes: int, size_hw: tuple[int, int], threshold: float, *, squared: bool = True
+) -> Candidates:
+    """The vector of YOLOv1 in Darknet's order to boxes in input pixels, one row per box and class above the threshold.
+
+    raw [B, S·S·(C + 5·N)] with S = side and N = boxes: all class scores [S, S, C], then all confidences [S, S, N], then
+    all boxes [S, S, N, 4] as x, y in the cell and w, h in the picture, whose square roots they are if `squared`.
+    Score = confidence · class score. Candidates of a picture are ordered by row, column, box, class. YOLOv1 (arXiv
+    1506.02640), section 2, and detection_layer.c.
+    """
+    height, width = size_hw
+    count = side * side * boxes
+    classes, confidence, offsets = raw.float().split([raw.shape[1] - 5 * count, count, 4 * count], 1)
+    scores = confidence.reshape(-1, side, side, boxes, 1) * classes.reshape(len(raw), side, side, 1, -1)
+    picture, row, column, box, label = (scores > threshold).nonzero().unbind(1)
+    t = offsets.reshape(-1, side, side, boxes, 4)[picture, row, column, box]
+    extent = t.new_tensor([width, height])
+    centre = (torch.stack([column, row], 1) + t[:, :2]) * extent / side
+    half = (t[:, 2:].square() if squared else t[:, 2:]) * extent / 2
+    xyxy = torch.cat([centre - half, centre + half], 1)
+    return Candidates.from_flat(picture, xyxy, scores[picture, row, column, box, label], label, len(raw))
