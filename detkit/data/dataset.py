@@ -2,7 +2,7 @@
 
 | `data` | recognised by | splits |
 |---|---|---|
-| a COCO folder | `annotations/instances_<split>.json`; pictures in `images/<split>/`, `<split>/`, `images/` | the files |
+| a COCO folder | `annotations/instances_<split>.json`, pictures in `images/<split>/`, `<split>/` or `images/` | files |
 | a COCO file | `.json`, pictures in the folders above or beside it | none |
 | a VOC folder | `Annotations/*.xml`, pictures in `JPEGImages/` | `ImageSets/Main/<split>.txt`, or none |
 | a YOLO folder or file | `data.yaml` with `names` | its keys `train`, `val`, `test` |

@@ -104,7 +104,8 @@ class Dataset:
                 if "area" not in annotation:
                     annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
             return truth
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for sample in self.samples:
             images.append(
                 {"id": sample.id, "file_name": sample.path.name, "height": sample.height, "width": sample.width}
@@ -181,7 +182,7 @@ def make_samples(
     if leaves.any():
         notes.append(f"{count(leaves.sum(), 'box')} clipped to the picture: {first(leaves, describe)}")
     boxes = np.clip(objects.boxes, 0, np.tile(limit, 2)).astype(np.float32)
-    empty = (boxes[:, :2] >= boxes[:, 2:]).any(1)
+    empty = np.any(boxes[:, :2] >= boxes[:, 2:], axis=1)
     if empty.any():
         notes.append(f"{count(empty.sum(), 'box')} of zero width or height left out: {first(empty, describe)}")
 

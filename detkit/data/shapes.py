@@ -108,9 +108,9 @@ def lay_out(shapes: Shapes, split: str, index: int) -> tuple[tuple[int, int], li
         margin = 0.4 * radius
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         thing = Shape(int(rng.integers(len(CLASSES))), x, y, radius, rng.uniform(0, 2 * math.pi))
-        # Circles about the shapes may cover each other by 30 % of the smaller one's diameter.
+        # Circles about the shapes may overlap by 45 % of the smaller one's diameter.
         if all(
-            math.hypot(x - other.x, y - other.y) > radius + other.radius - 0.6 * min(radius, other.radius)
+            math.hypot(x - other.x, y - other.y) > radius + other.radius - 0.9 * min(radius, other.radius)
             for other in things
         ):
             things.append(thing)
@@ -184,10 +184,11 @@ def _yolo_lines(sample: Sample) -> str:
     )
 
 
-def _polar(*radius: float, turn: float = 0.0) -> Floats:
+def _polar(*radius: float) -> Floats:
     """Corners at equal angles whose radii repeat, [V, 2]."""
-    angle = turn + np.arange(len(radius)) * 2 * np.pi / len(radius)
-    return np.stack([np.cos(angle), np.sin(angle)], 1) * np.array(radius)[:, None]
+    angle = np.linspace(0, 2 * np.pi, len(radius), endpoint=False)
+    corners: Floats = np.stack([np.cos(angle), np.sin(angle)], 1) * np.array(radius)[:, None]
+    return corners
 
 
 _CROSS = np.array(
@@ -214,7 +215,7 @@ def _outline(thing: Shape) -> Floats | None:
 def _box(thing: Shape, height: int, width: int) -> list[float]:
     corners = _outline(thing)
     if corners is None:
-        corners = np.array([(thing.x, thing.y)]) + [[-thing.radius], [thing.radius]]
+        corners = np.array([(thing.x + reach, thing.y + reach) for reach in (-thing.radius, thing.radius)])
     low, high = np.floor(corners.min(0)), np.ceil(corners.max(0))
     return [*low.clip(0).tolist(), *np.minimum(high, (width, height)).tolist()]
 
@@ -238,28 +239,25 @@ def _distance(thing: Shape, x: Floats, y: Floats) -> Floats:
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Floats:
     """Smooth noise 0 … 1 whose spots are about `cell` pixels wide, with finer detail laid over."""
-    total = np.zeros((height, width))
+    total: Floats = np.zeros((height, width))
     for octave in range(4):
         spot = max(1.0, cell / 2**octave)
         grid = rng.random((math.ceil(height / spot) + 1, math.ceil(width / spot) + 1))
         total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 2**octave
-    return (total / 1.875).clip(0, 1)
+    return np.clip(total / 1.875, 0, 1)  # 1 + 1/2 + 1/4 + 1/8
 
 
 def _pattern(rng: np.random.Generator, u: Floats, v: Floats, spacing: float) -> Floats:
     """A texture 0 … 1 over coordinates in pixels: plain, stripes, checks, dots or speckle."""
     wave_u, wave_v = np.sin(u * 2 * np.pi / spacing), np.sin(v * 2 * np.pi / spacing)
-    match rng.integers(5):
-        case 0:
-            return np.zeros(u.shape)
-        case 1:
-            return 0.5 + 0.5 * np.tanh(4 * wave_u)
-        case 2:
-            return 0.5 + 0.5 * np.tanh(6 * wave_u * wave_v)
-        case 3:
-            return 0.5 + 0.5 * np.tanh(4 * (wave_u + wave_v - 0.6))
-        case _:
-            return _noise(rng, *u.shape, spacing)
+    kind = rng.integers(5)
+    if kind == 0:
+        return np.zeros(u.shape)
+    if kind == 1:
+        return _noise(rng, u.shape[0], u.shape[1], spacing)
+    wave = {2: 4 * wave_u, 3: 6 * wave_u * wave_v, 4: 4 * (wave_u + wave_v - 0.6)}[int(kind)]
+    texture: Floats = np.tanh(wave) / 2 + 0.5
+    return texture
 
 
 def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Floats:
@@ -281,7 +279,7 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> Floats:
         colour = _colour(rng, (0.1, 0.9), (0.1, 0.9)).tolist()
         thickness = int(rng.integers(1, max(3, side // 60)))
         cv2.line(canvas, start.astype(int).tolist(), end.astype(int).tolist(), colour, thickness, cv2.LINE_AA)
-    return canvas.astype(np.float64)
+    return np.asarray(canvas, np.float64)
 
 
 def _paint(rng: np.random.Generator, picture: Floats, thing: Shape, light: float) -> None:
