@@ -27,14 +27,14 @@ def detect_command(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="The weights of a config or .cfg.")] = None,
     score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Report what scores above this.  [default: the model's]")
+        float | None, typer.Option(min=0, max=1, help="Report what scores above this.", show_default="the model's")
     ] = None,
     iou: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.  [default: the model's]"),
+        typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.", show_default="the model's"),
     ] = None,
     max_detections: Annotated[
-        int | None, typer.Option(min=1, help="Report at most so many objects of a picture.  [default: the model's]")
+        int | None, typer.Option(min=1, help="Report at most so many objects of a picture.", show_default="the model's")
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Report only these classes, separated by commas.", metavar="NAME,…")
@@ -47,22 +47,25 @@ def detect_command(
     batch: Annotated[int, typer.Option(min=1, help="Pictures that go through the model at once.")] = 8,
     resize: Annotated[
         Literal["stretch", "letterbox"] | None,
-        typer.Option(help="How pictures are brought to the model's size.  [default: the model's]"),
+        typer.Option(help="How pictures are brought to the model's size.", show_default="the model's"),
     ] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse pictures with more pixels.  [default: 100000000]")
+        int | None, typer.Option(min=1, help="Refuse pictures with more pixels.", show_default="100000000")
     ] = None,
     save: Annotated[
         str | None,
         typer.Option(
             metavar="KIND,…",
             help="What to save, separated by commas: image (annotated pictures and videos), json (detections.jsonl), "
-            "crops (a picture of each object).  [default: image; with --json nothing, unless --out is given]",
+            "crops (a picture of each object).",
+            show_default="image; with --json nothing, unless --out is given",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A new or empty folder for the results.  [default: runs/detect/<n>, the next free number]"),
+        typer.Option(
+            help="A new or empty folder for the results.", show_default="runs/detect/<n>, the next free number"
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per picture and nothing else.")] = False,
 ) -> None:
@@ -131,8 +134,7 @@ def detect_command(
     if summary.folder is not None:
         print(f"saved to {summary.folder}", file=messages)
     if summary.failures:
-        total = summary.pictures + len(summary.failures)
-        print(f"{len(summary.failures)} of {total} pictures could not be read", file=sys.stderr)
+        print(f"{len(summary.failures)} of {summary.sources} sources could not be read", file=sys.stderr)
         raise typer.Exit(1)
 
 

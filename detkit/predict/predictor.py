@@ -45,8 +45,9 @@ class VideoSummary:
 
 @dataclass(slots=True)
 class Summary:
-    """How it went: pictures and frames done, videos by source, sources that failed, and the folder of the results."""
+    """How it went: sources found, pictures and frames done, videos, what failed, and the folder of the results."""
 
+    sources: int = 0
     pictures: int = 0
     videos: dict[Source, VideoSummary] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -76,7 +77,7 @@ def detect(
     labels = _labels(model.classes, classes)
     sources = find_sources(names)
     alone = [source.name for source in sources] == list(names) and len(names) == 1
-    summary = Summary()
+    summary = Summary(len(sources))
     frames = read_frames(sources, max_pixels, ahead=batch_size)
     with Writer(save, out, model.classes) as writer, closing(frames), _progress(sources, progress) as advance:
         for result in _predict(model, frames, batch_size, selection, labels):

@@ -41,8 +41,8 @@ def aside(path: Path) -> Iterator[Path]:
     """Give a hidden name beside `path` to write to; what is there when the block ends well becomes `path`."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
+        yield part
         with explained(path):
-            yield part
             if part.exists():
                 part.replace(path)
     except BaseException:

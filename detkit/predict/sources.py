@@ -113,9 +113,7 @@ def _choose(name: str, found: list[Path]) -> list[Source]:
         raise DetkitError(f"{name}: holds no picture or video among its {len(files)} files{remedy}")
     if others:
         named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        warnings.warn(
-            f"{name}: {len(others)} files that are neither picture nor video are left out ({named})", stacklevel=2
-        )
+        warnings.warn(f"{name}: {len(others)} left out, being neither picture nor video: {named}", stacklevel=2)
     return [_source(path) for path in chosen]
 
 

@@ -132,14 +132,20 @@ def _file_name(label: str) -> str:
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
     _, encoded = cv2.imencode(path.suffix, picture[..., ::-1], options)
-    with aside(path) as part:
+    with aside(path) as part, explained(path):
         part.write_bytes(encoded.tobytes())
 
 
 @contextmanager
 def _text_file(path: Path) -> Iterator[TextIO]:
-    with aside(path) as part, part.open("w", encoding="utf-8") as file:
-        yield file
+    with aside(path) as part:
+        with explained(path):
+            file = part.open("w", encoding="utf-8")
+        try:
+            yield file
+        finally:
+            with explained(path):
+                file.close()
 
 
 @contextmanager
@@ -150,7 +156,8 @@ def _video_file(
     for code, suffix in _CODECS:
         path = folder / f"{stem}{suffix}"
         with aside(path) as part:
-            part.touch()
+            with explained(path):
+                part.touch()
             writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*code), fps, size_hw[::-1])
             if not writer.isOpened():
                 part.unlink()
