@@ -1,0 +1,220 @@
+"""Any model of timm (https://github.com/huggingface/pytorch-image-models) as a backbone.
+
+Networks with stages give their own maps. A plain transformer has one map; a simple feature pyramid makes the others.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from detkit.backbones.base import Backbone
+from detkit.errors import DetkitError, nearest
+from detkit.necks.simple_pyramid import SimpleFeaturePyramid
+
+# What timm's models raise when a picture does not fit them, or an argument is not theirs.
+_MISFIT = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
+
+
+class TimmBackbone(Backbone):
+    """The maps of a timm model at the wanted strides, finest first; the stages behind the last of them are left out.
+
+    name: as timm lists it, with or without the tag of its weights. pretrained: download those weights. size_hw: (height,
+    width) of the pictures, by default the model's own; a model whose position tables are fixed is built for it and
+    takes no other. A plain transformer whose patch is no power of two (14) gets the next one (16), its weights
+    resampled (FlexiViT, Beyer et al., 2022, arXiv 2212.08013). Raises DetkitError for an unknown name, a stride or a
+    picture size that the model does not have, and weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        strides: Sequence[int] = (8, 16, 32),
+        size_hw: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_name(name, pretrained)
+        self.name = name
+        self.strides = tuple(sorted(strides))
+        draft = _draft(name, {})
+        size_own: tuple[int, int] = tuple(draft.pretrained_cfg["input_size"][1:])
+        self.step = max(32, *self.strides)  # pictures of multiples of this fit every level
+        self.size_hw = size_hw or (_round_up(size_own[0], self.step), _round_up(size_own[1], self.step))
+
+        patch = _patch_options(draft, size_own)
+        if patch:
+            try:
+                draft = _draft(name, patch)
+            except TypeError:
+                patch = {}
+        levels = _levels(name, draft, self.strides)
+        options, self.any_size = _fit(name, patch, levels, self.size_hw, size_own, self.step)
+
+        info = draft.feature_info
+        self.model = _create(name, pretrained, options, tuple(info.out_indices[level] for level in levels))
+        self.channels_last = _is_nhwc(self.model)
+        self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ("mean", "std"))
+        self.channels = tuple(info.channels()[level] for level in levels)
+        stride = info.reduction()[levels[-1]]
+        self.pyramid: SimpleFeaturePyramid | None = None
+        if self.strides != tuple(info.reduction()[level] for level in levels):
+            try:
+                self.pyramid = SimpleFeaturePyramid(self.channels[0], stride, self.strides)
+            except ValueError as error:
+                raise DetkitError(f"backbone.name: timm/{name} has {error}") from None
+            self.channels = self.pyramid.channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] → one map per stride, finest first."""
+        height, width = images.shape[-2:]
+        if not self.any_size and (height, width) != self.size_hw:
+            raise DetkitError(
+                f"timm/{self.name} was built for pictures of {_by(self.size_hw)} and its position tables are fixed, got "
+                f"{height}×{width}; build it for that size (preprocess.size) or take a model without such tables"
+            )
+        try:
+            maps: list[Tensor] = self.model(images)
+        except (AssertionError, RuntimeError) as error:
+            if height % self.step == 0 and width % self.step == 0:
+                raise
+            raise DetkitError(
+                f"timm/{self.name} cannot take pictures of {height}×{width} ({_first_line(error)}); pad them to "
+                f"multiples of {self.step}"
+            ) from error
+        if self.channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        return self.pyramid(maps[0]) if self.pyramid is not None else maps
+
+
+def _check_name(name: str, pretrained: bool) -> None:
+    if ":" in name or not timm.is_model(name):
+        raise DetkitError(f"backbone.name: timm has no model {name!r}{nearest(name, timm.list_models())}")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        architecture, _, tag = name.partition(".")
+        tagged = timm.list_models(f"{architecture}.*", pretrained=True)
+        raise DetkitError(
+            f"backbone.name: timm has no weights {tag!r} of {architecture}{nearest(name, tagged)}"
+        ) from None
+    if pretrained and not (config and config.has_weights):
+        raise DetkitError(f"backbone.pretrained: timm has no weights of {name}; set it to false")
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple[int, ...]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained, features_only=True, out_indices=indices, **options)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise DetkitError(
+            f"backbone.pretrained: the weights of timm/{name} could not be loaded ({_first_line(error)}); connect to "
+            f"the network once, or set it to false"
+        ) from error
+    return model
+
+
+def _draft(name: str, options: dict[str, Any]) -> Any:
+    """Return the model with all its maps and no memory, to be asked what it has and which pictures it takes."""
+    with torch.device("meta"):
+        return timm.create_model(name, features_only=True, **options).eval()
+
+
+def _patch_options(draft: Any, size_own: tuple[int, int]) -> dict[str, Any]:
+    """Return what makes the patch of a plain transformer a power of two, its position table as large as before."""
+    strides = set(draft.feature_info.reduction())
+    patch = strides.pop()
+    if strides or patch.bit_count() == 1:
+        return {}
+    wanted = 1 << patch.bit_length()
+    options: dict[str, Any] = {"patch_size": wanted}
+    if draft.pretrained_cfg["fixed_input_size"]:
+        options["img_size"] = tuple(side // patch * wanted for side in size_own)
+    return options
+
+
+def _levels(name: str, draft: Any, strides: tuple[int, ...]) -> list[int]:
+    """Return which of the draft's maps have the wanted strides; of a plain transformer, the last one."""
+    own = draft.feature_info.reduction()
+    if len(set(own)) == 1:
+        return [len(own) - 1]
+    missing = [stride for stride in strides if stride not in own]
+    if missing:
+        raise DetkitError(
+            f"backbone.name: timm/{name} has maps of strides {_list(own)}, not of {_list(missing)}; choose among "
+            f"these or take another model"
+        )
+    return [len(own) - 1 - own[::-1].index(stride) for stride in strides]
+
+
+def _fit(
+    name: str,
+    patch: dict[str, Any],
+    levels: list[int],
+    size_hw: tuple[int, int],
+    size_own: tuple[int, int],
+    step: int,
+) -> tuple[dict[str, Any], bool]:
+    """Return the arguments with which the model takes pictures of size_hw, and whether it takes any other size too."""
+    fixed, reason = None, ""
+    for attempt in (
+        {},
+        {"dynamic_img_size": True, "dynamic_img_pad": True},
+        {"dynamic_img_size": True, "img_size": size_hw},  # Swin: windows and shifts follow this size
+        {"img_size": size_hw},
+    ):
+        options = {**patch, **attempt}
+        try:
+            draft = _draft(name, options)
+            _run(draft, levels, size_hw)
+        except _MISFIT as error:
+            if "unexpected keyword" not in str(error):
+                reason = _first_line(error)
+            continue
+        try:
+            _run(draft, levels, (size_hw[0] + step, size_hw[1] + 2 * step))
+        except _MISFIT:
+            fixed = fixed or options
+        else:
+            return options, True
+    if fixed is not None:
+        return fixed, False
+    raise DetkitError(
+        f"backbone.name: timm/{name} gives no maps for pictures of {_by(size_hw)} ({reason}); it was made for "
+        f"{_by(size_own)}, set preprocess.size or take another model"
+    )
+
+
+def _run(draft: Any, levels: list[int], size_hw: tuple[int, int]) -> None:
+    """Run the draft on a picture of this size; raise ValueError where a map is not size / stride."""
+    with torch.no_grad():
+        maps = draft(torch.empty(1, 3, *size_hw, device="meta"))
+    strides = draft.feature_info.reduction()
+    for level in levels:
+        got = tuple(maps[level].shape[1:3] if _is_nhwc(draft) else maps[level].shape[2:])
+        expected = size_hw[0] // strides[level], size_hw[1] // strides[level]
+        if got != expected:
+            raise ValueError(f"its map of stride {strides[level]} is {_by(got)}, not {_by(expected)}")
+
+
+def _is_nhwc(model: nn.Module) -> bool:
+    return getattr(model, "output_fmt", "NCHW") == "NHWC"
+
+
+def _round_up(side: int, step: int) -> int:
+    return -(-side // step) * step
+
+
+def _by(size_hw: Sequence[int]) -> str:
+    return "×".join(map(str, size_hw))
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
