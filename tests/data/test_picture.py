@@ -1,0 +1,196 @@
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detkit.data.picture import picture_size, read_picture, sample_picture
+from detkit.errors import DetkitError
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    # Smooth, so that JPEG and lossy WebP stay close to it.
+    y, x = np.mgrid[:40, :60]
+    return np.stack([x * 4, y * 6, 255 - x * 2 - y], -1).astype(np.uint8)
+
+
+def encode(picture: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_orientation(picture: np.ndarray, orientation: int, kind: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(picture, kind, exif=exif, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("BMP", 0), ("TIFF", 0), ("JPEG", 12), ("WEBP", 12)])
+def test_formats(rgb, tmp_path, kind, tolerance):
+    content = encode(rgb, kind)
+    file = tmp_path / f"a.{kind.lower()}"
+    file.write_bytes(content)
+    for source in (file, content, io.BytesIO(content)):
+        picture = read_picture(source)
+        assert picture.dtype == np.uint8
+        assert picture.flags.c_contiguous
+        assert picture.flags.writeable
+        np.testing.assert_allclose(picture.astype(int), rgb.astype(int), atol=tolerance)
+    assert picture_size(file) == (40, 60)
+
+
+def test_grey_palette_and_bilevel_become_rgb(rgb):
+    grey = rgb[..., 0]
+    np.testing.assert_array_equal(read_picture(encode(grey, "PNG")), np.repeat(grey[..., None], 3, 2))
+    palette = Image.fromarray(rgb).quantize(16)
+    np.testing.assert_array_equal(read_picture(encode(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    bilevel = Image.fromarray(np.uint8([[0, 255]])).convert("1")
+    np.testing.assert_array_equal(read_picture(encode(bilevel, "PNG")), [[[0, 0, 0], [255, 255, 255]]])
+
+
+def test_transparency_is_laid_on_white():
+    rgba = np.uint8([[[200, 100, 0, 255], [200, 100, 0, 0], [0, 0, 0, 51]]])
+    expected = [[[200, 100, 0], [255, 255, 255], [204, 204, 204]]]
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(read_picture(encode(rgba, kind)), expected)
+    np.testing.assert_array_equal(read_picture(encode(rgba, "WEBP", lossless=True, exact=True)), expected)
+    la = Image.fromarray(np.uint8([[[10, 255], [10, 0]]]), "LA")
+    np.testing.assert_array_equal(read_picture(encode(la, "PNG")), [[[10] * 3, [255] * 3]])
+    palette = Image.fromarray(np.uint8([[0, 1]]), "P")
+    palette.putpalette([9, 8, 7, 1, 2, 3])
+    np.testing.assert_array_equal(read_picture(encode(palette, "PNG", transparency=1)), [[[9, 8, 7], [255] * 3]])
+    keyed = Image.fromarray(np.uint8([[[9, 8, 7], [1, 2, 3]]]))
+    np.testing.assert_array_equal(read_picture(encode(keyed, "PNG", transparency=(1, 2, 3))), [[[9, 8, 7], [255] * 3]])
+
+
+def test_sixteen_bits_are_scaled():
+    import cv2
+
+    grey = np.uint16([[0, 255, 256, 0x1234, 0x8000, 0xFFFF]])
+    expected = np.repeat((grey >> 8)[..., None], 3, 2)
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(read_picture(encode(grey, kind)), expected)
+    bgr = np.uint16([[[0, 0x1234, 0xFFFF], [0xFFFF, 0x80FF, 1]]])
+    for suffix in (".png", ".tiff"):
+        content = cv2.imencode(suffix, bgr)[1].tobytes()
+        np.testing.assert_array_equal(read_picture(content), (bgr >> 8)[..., ::-1])
+
+
+def test_cmyk_jpeg(rgb):
+    cmyk = Image.fromarray(rgb).convert("CMYK")
+    picture = read_picture(encode(cmyk, "JPEG", quality=95)).astype(int)
+    assert np.abs(picture - rgb).mean() < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(rgb, tmp_path, orientation):
+    turned = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: np.rot90,
+    }[orientation]
+    for kind in ("JPEG", "PNG", "WEBP"):
+        file = tmp_path / f"a.{kind}"
+        file.write_bytes(with_orientation(rgb, orientation, kind))
+        picture = read_picture(file)
+        np.testing.assert_allclose(picture.astype(int), turned(rgb).astype(int), atol=12)
+        assert picture_size(file) == picture.shape[:2]
+        stored = read_picture(file, apply_orientation=False)
+        np.testing.assert_allclose(stored.astype(int), rgb.astype(int), atol=12)
+        assert picture_size(file, apply_orientation=False) == (40, 60)
+
+
+def test_one_pixel():
+    assert read_picture(encode(np.uint8([[[1, 2, 3]]]), "PNG")).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("BMP", {}), ("WEBP", {}), ("TIFF", {}),
+     ("TIFF", {"compression": "tiff_lzw"})],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:(Corrupt EXIF|Truncated File)")
+def test_truncated_is_an_error(tmp_path, kind, options):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = encode(noise, kind, **options)
+    for kept in (len(content) // 2, len(content) - 40):
+        file = tmp_path / "half.img"
+        file.write_bytes(content[:kept])
+        with pytest.raises(DetkitError, match=r"half\.img.*(truncated|not a picture)"):
+            read_picture(file)
+
+
+def test_not_a_picture(tmp_path):
+    missing, empty, text = tmp_path / "missing.jpg", tmp_path / "empty.jpg", tmp_path / "text.jpg"
+    empty.write_bytes(b"")
+    text.write_text("<html>not found</html>")
+    for file, message in (
+        (missing, r"missing\.jpg: no such file"),
+        (empty, r"empty\.jpg: the file is empty"),
+        (text, r"text\.jpg: is not a picture"),
+        (tmp_path, r": cannot be read"),
+    ):
+        with pytest.raises(DetkitError, match=message):
+            read_picture(file)
+    with pytest.raises(DetkitError, match=r"^frame 7: is not a picture"):
+        read_picture(b"\x00\x01", name="frame 7")
+
+
+def test_floats_have_no_known_range():
+    with pytest.raises(DetkitError, match="32-bit numbers without a known range"):
+        read_picture(encode(np.float32([[0.5]]), "TIFF"), name="x.tiff")
+
+
+def test_too_many_pixels_is_found_before_decoding(tmp_path):
+    content = bytearray(encode(np.zeros((1, 1, 3), np.uint8), "PNG"))
+    content[16:24] = struct.pack(">II", 20_000, 20_000)  # the header may claim what it likes
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    file = tmp_path / "huge.png"
+    file.write_bytes(content)
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(DetkitError, match=r"huge\.png: the picture is 20000 wide and 20000 high.*100000000"):
+        read_picture(file)
+    assert limit == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(DetkitError, match="20000 wide"):
+        picture_size(file)
+    small = encode(np.zeros((10, 10, 3), np.uint8), "PNG")
+    assert read_picture(small, max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(DetkitError, match="more than the limit of 99"):
+        read_picture(small, max_pixels=99)
+
+
+def test_a_raised_limit_is_the_only_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_picture(encode(np.zeros((10, 10, 3), np.uint8), "PNG")).shape == (10, 10, 3)
+
+
+def test_sample_pictures():
+    assert sample_picture("astronaut").shape == (512, 512, 3)
+    assert sample_picture("chelsea").shape == (300, 451, 3)
+    with pytest.raises(DetkitError, match="did you mean 'astronaut'"):
+        sample_picture("astronut")
+
+
+def test_sample_pictures_are_files_of_the_installed_package():
+    code = (
+        "import sys; from detkit.data.picture import sample_picture; sample_picture('astronaut'); "
+        "assert 'pooch' not in sys.modules and 'skimage' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    from importlib.metadata import files
+
+    installed = {str(Path(file)) for file in files("scikit-image") or []}
+    assert {"skimage/data/astronaut.png", "skimage/data/chelsea.png"} <= installed
