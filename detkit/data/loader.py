@@ -1,0 +1,264 @@
+"""Batches of a data set: for training in random order and augmented, for evaluation in order and as they are.
+
+What a batch holds follows from (seed, epoch, step) alone: the main process decides on pictures and canvas size, and a
+sample's random numbers follow from (seed, epoch, index). So the number of workers changes nothing, and the batches
+that W processes draw at a step are the batch of one process with W times the batch size, cut into W shares.
+
+No picture is left out or drawn twice. An epoch of N pictures takes the smallest number of steps that keeps to the
+batch size, and the pictures are dealt out evenly: the steps of an epoch, and the shares of a step, differ by one
+picture at most, so there is no small last batch and every process takes every step. The one exception: with batches of
+one picture in several processes, N not being a multiple of W, some shares have two, so that none has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from detkit.data.augment import Augment, Augmented, Augmenter, MultiScale, Size
+from detkit.data.sample import Dataset, count
+from detkit.errors import DetkitError
+from detkit.preprocess import Placement, Preprocess
+from detkit.structures import Batch, Candidates, Target
+
+TrainingBatch = tuple[Batch, list[Target]]
+EvaluationBatch = tuple[Batch, list[Target], list[Placement], list[int]]
+Item = TypeVar("Item", TrainingBatch, EvaluationBatch)
+
+_ORDER, _SIZES = 2, 3  # keep these random numbers apart from each other and from the samples'
+
+
+class Step(NamedTuple):
+    """What one process reads at one step."""
+
+    epoch: int
+    indices: tuple[int, ...]
+    size_hw: Size
+
+
+class Loader(DataLoader[Item]):
+    """A torch DataLoader over the steps of an epoch; a picture that cannot be read raises its DetkitError."""
+
+    def __init__(self, batches: _Batches[Item], steps: _Steps, workers: int) -> None:
+        super().__init__(
+            batches,
+            sampler=steps,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            worker_init_fn=_take_one_core,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self.steps = steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.steps.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]  # DataLoader promises its private iterator class
+        for item in super().__iter__():
+            if isinstance(item, DetkitError):  # raised in a worker, it would come as the text of a traceback
+                raise item
+            yield item
+
+
+def training_loader(
+    dataset: Dataset,
+    preprocess: Preprocess,
+    augment: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    proposals: Sequence[NDArray[np.float32]] | None = None,
+) -> Loader[TrainingBatch]:
+    """Return batches with their targets in canvas pixels, one epoch for each iteration; `set_epoch` chooses which.
+
+    batch_size: pictures for each process. proposals: [P, 4] xyxy pixels of each picture, in the order of the samples;
+    they are handed on, as far as they are still in view, in `Batch.proposals` with score 1 and label 0. Errors: a
+    data set with fewer pictures than processes; canvas sizes that are no multiples of the divisor; while iterating, a
+    picture that cannot be read. Under Lightning, set `use_distributed_sampler=False`.
+    """
+    steps = _Steps(dataset, preprocess, batch_size, rank, world_size, seed, augment.multi_scale)
+    return Loader(
+        _TrainingBatches(dataset, preprocess, Augmenter(augment, preprocess), seed, proposals), steps, workers
+    )
+
+
+def evaluation_loader(
+    dataset: Dataset,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader[EvaluationBatch]:
+    """Return batches of the pictures in order, with targets in canvas pixels, placements and indices of the samples.
+
+    Errors: as `training_loader`.
+    """
+    return Loader(
+        _EvaluationBatches(dataset, preprocess), _Steps(dataset, preprocess, batch_size, rank, world_size), workers
+    )
+
+
+class _Steps(Sampler[Step]):
+    """The steps of an epoch; without a seed the pictures keep their order."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int | None = None,
+        multi_scale: MultiScale | None = None,
+    ) -> None:
+        self.pictures = len(dataset)
+        if self.pictures < world_size:
+            raise DetkitError(
+                f"{dataset.source}: {count(self.pictures, 'picture')} cannot be shared by {world_size} processes; "
+                "use fewer devices or more pictures"
+            )
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.every = multi_scale.every if multi_scale else 1
+        self.sizes = _sizes(preprocess, multi_scale) if multi_scale else [preprocess.size]
+        self.length = min(math.ceil(self.pictures / (batch_size * world_size)), self.pictures // world_size)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Step]:
+        order = np.arange(self.pictures)
+        if self.seed is not None:
+            order = np.random.default_rng([_ORDER, self.seed, self.epoch]).permutation(order)
+        for number, pictures in enumerate(np.array_split(order, self.length)):
+            share = np.array_split(pictures, self.world_size)[self.rank]
+            yield Step(self.epoch, tuple(share.tolist()), self._size(self.epoch * self.length + number))
+
+    def _size(self, step: int) -> Size:
+        if len(self.sizes) == 1:
+            return self.sizes[0]
+        rng = np.random.default_rng([_SIZES, self.seed or 0, step // self.every])
+        return self.sizes[rng.integers(len(self.sizes))]
+
+
+def _sizes(preprocess: Preprocess, scale: MultiScale) -> list[Size]:
+    """The canvas sizes to choose from: one side as `MultiScale` says, the other in proportion."""
+    divisor = preprocess.divisor
+    if scale.low % divisor or scale.step % divisor:
+        raise DetkitError(
+            f"augment.multi_scale: low {scale.low} and step {scale.step} must be multiples of the divisor {divisor} "
+            "of preprocess"
+        )
+    sides = range(scale.low, scale.high + 1, scale.step)
+    height, width = preprocess.size
+    if preprocess.mode == "shortest_edge":
+        return [(side, round(width * side / height)) for side in sides]
+    longer = max(height, width)
+    return [
+        (
+            max(1, round(height * side / longer / divisor)) * divisor,
+            max(1, round(width * side / longer / divisor)) * divisor,
+        )
+        for side in sides
+    ]
+
+
+class _Batches(TorchDataset[Item], Generic[Item]):
+    """Reads the batch of a step; what a user can mend is returned instead of raised."""
+
+    def __getitem__(self, step: Step) -> Item | DetkitError:  # type: ignore[override]
+        try:
+            return self.read(step)
+        except DetkitError as error:
+            return error
+
+    def read(self, step: Step) -> Item:
+        raise NotImplementedError
+
+
+class _TrainingBatches(_Batches[TrainingBatch]):
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        augmenter: Augmenter,
+        seed: int,
+        proposals: Sequence[NDArray[np.float32]] | None,
+    ) -> None:
+        self.dataset = dataset
+        self.preprocess = preprocess
+        self.augmenter = augmenter
+        self.seed = seed
+        self.proposals = proposals
+
+    def read(self, step: Step) -> TrainingBatch:
+        samples = [
+            self.augmenter(
+                self.dataset, i, epoch=step.epoch, seed=self.seed, size_hw=step.size_hw, proposals=self.proposals
+            )
+            for i in step.indices
+        ]
+        preprocess = self.preprocess.model_copy(update={"size": step.size_hw})
+        batch, placements = preprocess([sample.picture for sample in samples])
+        targets = [_place(sample.target, place) for sample, place in zip(samples, placements, strict=True)]
+        if self.proposals is not None:
+            batch = Batch(batch.images, batch.sizes, _table(samples, placements))
+        return batch, targets
+
+
+class _EvaluationBatches(_Batches[EvaluationBatch]):
+    def __init__(self, dataset: Dataset, preprocess: Preprocess) -> None:
+        self.dataset = dataset
+        self.preprocess = preprocess
+
+    def read(self, step: Step) -> EvaluationBatch:
+        samples = [self.dataset.samples[i] for i in step.indices]
+        batch, placements = self.preprocess([sample.read() for sample in samples])
+        targets = [_place(sample.target(), place) for sample, place in zip(samples, placements, strict=True)]
+        return batch, targets, placements, list(step.indices)
+
+
+def _place(target: Target, placement: Placement) -> Target:
+    return Target(placement.to_canvas(target.boxes), target.labels, target.crowd, target.difficult)
+
+
+def _table(samples: Sequence[Augmented], placements: Sequence[Placement]) -> Candidates:
+    boxes = [
+        place.to_canvas(sample.proposals)
+        for sample, place in zip(samples, placements, strict=True)
+        if sample.proposals is not None
+    ]
+    counts = torch.tensor([len(rows) for rows in boxes])
+    picture = torch.arange(len(boxes)).repeat_interleave(counts)
+    flat = torch.cat(boxes)
+    return Candidates.from_flat(picture, flat, torch.ones(len(flat)), torch.zeros_like(picture), len(boxes))
+
+
+def _as_it_is(item: Item) -> Item:
+    return item
+
+
+def _take_one_core(worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
