@@ -524,15 +524,15 @@ class Darknet(Detector):
 
     def darknet_layers(self) -> Iterator[nn.Module]:
         """The layers with weights, in the order of the .weights file."""
-        return (layer for layer in self.layers if any(True for _ in layer.parameters()))
+        return (layer for _, layer in self._weighted())
 
     def darknet_names(self) -> list[str]:
         """What errors call these layers."""
-        return [
-            f"section {section.number} [{section.kind}]"
-            for section, layer in zip(self.sections, self.layers, strict=True)
-            if any(True for _ in layer.parameters())
-        ]
+        return [f"section {section.number} [{section.kind}]" for section, _ in self._weighted()]
+
+    def _weighted(self) -> list[tuple[Section, nn.Module]]:
+        layers = zip(self.sections, self.layers, strict=True)
+        return [(section, layer) for section, layer in layers if list(layer.parameters())]
 
 
 def _check_head(
