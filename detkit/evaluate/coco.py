@@ -15,7 +15,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -57,10 +57,16 @@ class CocoResult:
     per_class: dict[str, CocoClass]
     curves: dict[str, Floats]
 
+    curve_iou: ClassVar[float] = 0.5
+
     @property
     def summary(self) -> dict[str, float | None]:
         """The twelve numbers by name, in pycocotools' order."""
         return {name: getattr(self, name) for name in self.__slots__ if name not in ("per_class", "curves")}
+
+    def curve_score(self, name: str) -> float:
+        """The AP that belongs to a class' curve: AP50, the mean of its values."""
+        return float(self.curves[name].mean())
 
     def to_json(self) -> dict[str, Any]:
         """Return the metric's name, the twelve numbers, and AP and AP50 of each class."""

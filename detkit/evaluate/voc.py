@@ -54,6 +54,15 @@ class VocResult:
         """The one number by name."""
         return {"AP": self.AP}
 
+    @property
+    def curve_iou(self) -> float:
+        """The IoU threshold of the curves."""
+        return self.iou
+
+    def curve_score(self, name: str) -> float:
+        """The AP that belongs to a class' curve, in this metric's convention."""
+        return self.per_class[name].AP or 0.0
+
     def to_json(self) -> dict[str, Any]:
         """Return the metric's name, the IoU threshold, AP, and AP of each class."""
         per_class = {name: {"AP": scores.AP} for name, scores in self.per_class.items()}

@@ -1,0 +1,129 @@
+"""`detkit eval`: how good a model, or a file of detections, is on a data set."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def eval_command(
+    data: Annotated[
+        str,
+        typer.Option(help="A COCO, VOC or YOLO folder, a COCO .json, a .yaml that describes one, or sample:shapes."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A checkpoint (.safetensors), a Darknet .cfg, or a config (then with --weights)."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The weights of a config or .cfg.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="Detections made elsewhere, as a COCO result list (.json), in place of --model.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="The part of the data.  [default: the validation split]")] = None,
+    metric: Annotated[
+        Literal["coco", "voc07", "voc"],
+        typer.Option(
+            help="coco: AP at IoU .50:.95 and COCO's other numbers; voc07: VOC's eleven points; voc: VOC's whole curve."
+        ),
+    ] = "coco",
+    match_iou: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="Overlap at which VOC's metrics take an object for found.  [default: 0.5]"),
+    ] = None,
+    evaluator: Annotated[
+        Literal["hotcoco", "pycocotools"],
+        typer.Option(help="What computes COCO's numbers; they are the same, hotcoco is faster."),
+    ] = "hotcoco",
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Count detections that score above this.  [default: 0.001]")
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.  [default: the model's]"),
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="Count at most so many detections of a picture.  [default: 100]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures that go through the model at once.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Numbers to compute in.")] = "fp32",
+    resize: Annotated[
+        Literal["stretch", "letterbox"] | None,
+        typer.Option(help="How pictures are brought to the model's size.  [default: the model's]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new or empty folder for metrics.json, detections.json, pr_curves.png and confusion_matrix.png.  "
+            "[default: runs/eval/<n>, the next free number]"
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Measure how good a model, or a file of detections, is on a data set."""
+    import sys
+    import warnings
+    from json import dumps
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from detkit.config import validate
+    from detkit.data.dataset import load_dataset
+    from detkit.errors import DetkitError
+    from detkit.evaluate.report import class_table, summary_table
+    from detkit.evaluate.run import evaluate_model, evaluate_results, results_folder
+    from detkit.model import load
+    from detkit.ops.nms import Selection
+
+    messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    if (model is None) == (detections is None):
+        raise DetkitError("pass either --model or --detections: what to measure")
+    for_model = {
+        "--weights": weights,
+        "--score": score,
+        "--iou": iou,
+        "--max-detections": max_detections,
+        "--resize": resize,
+    }
+    if detections is not None:
+        for option, value in for_model.items():
+            if value is not None:
+                raise DetkitError(f"{option} belongs to --model; detections in a file are measured as they are")
+    if match_iou is not None and metric == "coco":
+        raise DetkitError("--match-iou belongs to the metrics voc07 and voc; COCO's takes IoU .50:.95")
+    match_iou = match_iou or 0.5
+
+    dataset = load_dataset(data, split)
+    for note in dataset.notes:
+        messages.print(f"{dataset.source}: {note}")
+    with results_folder(out) as folder:
+        if model is not None:
+            detector = load(model, weights, device=device, precision=precision, resize=resize)
+            given = {"score": 0.001 if score is None else score, "max_detections": max_detections or 100}
+            given |= {} if iou is None else {"iou": iou}
+            selection = validate(Selection, detector.selection.model_dump() | given, "selection")
+            with warnings.catch_warnings(), Progress(console=messages, disable=not messages.is_terminal) as progress:
+                warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+                task = progress.add_task("evaluating", total=len(dataset))
+                evaluation = evaluate_model(
+                    detector,
+                    dataset,
+                    metric=metric,
+                    program=evaluator,
+                    match_iou=match_iou,
+                    selection=selection,
+                    batch_size=batch,
+                    say=messages.print,
+                    advance=lambda pictures: progress.advance(task, pictures),
+                )
+        elif detections is not None:
+            evaluation = evaluate_results(detections, dataset, metric=metric, program=evaluator, match_iou=match_iou)
+        evaluation.save(folder)
+    if json:
+        print(dumps(evaluation.result.to_json()))
+    else:
+        console = Console(highlight=False)
+        console.print(class_table(evaluation.result))
+        console.print(summary_table(evaluation.result))
+        console.print(f"\n{len(evaluation.detections)} detections in {len(dataset)} pictures; saved to {folder}")

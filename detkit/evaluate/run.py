@@ -1,0 +1,184 @@
+"""Evaluate a model, or detections made elsewhere, on a data set, and save what comes out."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from detkit.data.dataset import Dataset, Sample
+from detkit.data.names import match_classes
+from detkit.errors import DetkitError
+from detkit.evaluate.coco import CocoEvaluator, CocoResult, Program
+from detkit.evaluate.confusion import confusion_matrix
+from detkit.evaluate.plots import plot_confusion, plot_curves
+from detkit.evaluate.records import DetectionTable, GroundTruth, read_results, to_results
+from detkit.evaluate.voc import VocEvaluator, VocResult
+from detkit.files import write_atomically
+from detkit.model import Model
+from detkit.ops.nms import Selection
+from detkit.predict.runs import explained, next_run, require_free
+from detkit.structures import Detections
+
+Metric = Literal["coco", "voc07", "voc"]
+
+_READERS = 4
+_FILES = ("metrics.json", "detections.json", "pr_curves.png", "confusion_matrix.png")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """How good detections are: the metric's result, and what was compared."""
+
+    result: CocoResult | VocResult
+    truth: GroundTruth
+    detections: DetectionTable
+
+    def save(self, folder: Path) -> None:
+        """Write metrics.json, detections.json (a COCO result list), pr_curves.png and confusion_matrix.png."""
+        score, iou = 0.25, 0.5
+        scores = {name: self.result.curve_score(name) for name in self.result.curves}
+        curves = plot_curves(self.result.curves, scores, f"Precision over recall at IoU {self.result.curve_iou:.2f}")
+        matrix = confusion_matrix(self.truth, self.detections, score, iou)
+        confusion = plot_confusion(matrix, self.truth.classes, f"Confusion at score ≥ {score}, IoU ≥ {iou:.2f}")
+        contents: tuple[str | bytes, ...] = (
+            json.dumps(self.result.to_json(), indent=2) + "\n",
+            json.dumps(to_results(self.detections, self.truth)),
+            _png(curves),
+            _png(confusion),
+        )
+        for name, content in zip(_FILES, contents, strict=True):
+            write_atomically(folder / name, content)
+
+
+def evaluate_model(
+    model: Model,
+    data: Dataset,
+    *,
+    metric: Metric = "coco",
+    program: Program = "hotcoco",
+    match_iou: float = 0.5,
+    selection: Selection | None = None,
+    batch_size: int = 8,
+    say: Callable[[str], None] = lambda line: None,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> Evaluation:
+    """Detect in every picture of a data set and compare.
+
+    program: who matches for COCO's metric. match_iou: the overlap that VOC's metric asks for. selection: by default the
+    model's, with the score .001 and 100 detections a picture. say: called with each line about classes that differ.
+    advance: called with the number of pictures done. Raises DetkitError when a picture cannot be read or the model
+    shares no class with the data.
+    """
+    matched = match_classes(model.classes, data.classes)
+    for line in matched.lines:
+        say(line)
+    if all(label is None for label in matched.to_model):
+        raise DetkitError(
+            f"{data.source}: none of its classes ({_list(data.classes)}) is known to the model {model.name} "
+            f"({_list(model.classes)}); pass a model of these classes, or name them alike"
+        )
+    data_label = {label: index for index, label in enumerate(matched.to_model)}
+    to_data = [data_label.get(label) for label in range(len(model.classes))]
+    truth = GroundTruth.from_coco(data.ground_truth())
+    evaluator = _evaluator(truth, to_data, metric, program, match_iou)
+    if selection is None:
+        selection = model.selection.model_copy(update={"score": 0.001, "max_detections": 100})
+    samples = iter(data.samples)
+    with closing(_read_ahead(data.samples, ahead=2 * batch_size)) as pictures:
+        while batch := list(islice(pictures, batch_size)):
+            found = _predict(model, batch, selection, to_data)
+            for sample, detections in zip(islice(samples, len(batch)), found, strict=True):
+                evaluator.update(sample.id, detections)
+            advance(len(batch))
+    return Evaluation(evaluator.compute(), truth, evaluator.detections)
+
+
+def evaluate_results(
+    file: Path, data: Dataset, *, metric: Metric = "coco", program: Program = "hotcoco", match_iou: float = 0.5
+) -> Evaluation:
+    """Compare the detections of a COCO result list; the options are those of `evaluate_model`."""
+    truth = GroundTruth.from_coco(data.ground_truth())
+    evaluator = _evaluator(truth, None, metric, program, match_iou)
+    evaluator.extend(read_results(file, truth))
+    return Evaluation(evaluator.compute(), truth, evaluator.detections)
+
+
+@contextmanager
+def results_folder(out: Path | None) -> Iterator[Path]:
+    """Make the folder that results go to, by default `runs/eval/<n>`, and remove it again if the block fails.
+
+    It is made before the work, so that a lack of permission is known at once. Raises DetkitError if it is not empty.
+    """
+    if out is None:
+        folder = next_run("eval")
+    else:
+        folder = out
+        require_free(folder)
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            for name in _FILES:
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
+        raise
+
+
+def _evaluator(
+    truth: GroundTruth, to_data: Sequence[int | None] | None, metric: Metric, program: Program, match_iou: float
+) -> CocoEvaluator | VocEvaluator:
+    if metric == "coco":
+        return CocoEvaluator(truth, to_data, program)
+    return VocEvaluator(truth, to_data, metric, match_iou)
+
+
+def _predict(
+    model: Model, pictures: Sequence[NDArray[np.uint8]], selection: Selection, to_data: Sequence[int | None]
+) -> list[Detections]:
+    """Detect classes of the data set; the others do not take their places among `max_detections`."""
+    if None not in to_data:
+        return model.predict(pictures, selection)
+    known = torch.tensor([label is not None for label in to_data])
+    places = max(selection.max_detections, selection.max_candidates // 10)  # the most that leaves the cap as it is
+    found = model.predict(pictures, selection.model_copy(update={"max_detections": places}))
+    return [detections[known[detections.labels]][: selection.max_detections] for detections in found]
+
+
+def _read_ahead(samples: Sequence[Sample], ahead: int) -> Generator[NDArray[np.uint8]]:
+    """Read pictures in order, in threads and up to `ahead` before they are asked for."""
+    pool = ThreadPoolExecutor(_READERS)
+    waiting: deque[Future[NDArray[np.uint8]]] = deque()
+    try:
+        for sample in samples:
+            waiting.append(pool.submit(sample.read))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.2)
+    return buffer.getvalue()
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 5 else [*names[:4], "…"])
