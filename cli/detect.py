@@ -123,7 +123,7 @@ def detect_command(
             max_pixels=max_pixels or MAX_PIXELS,
             save=_split(save),
             out=out,
-            progress=True,
+            progress=not (json and sys.stdout.isatty()),  # a bar would break the lines
         )
     messages = sys.stderr if json else sys.stdout
     if not json:

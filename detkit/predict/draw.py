@@ -38,7 +38,7 @@ def draw(picture: NDArray[np.uint8], detections: Detections, classes: Sequence[s
     """Return a copy of an RGB picture [H, W, 3] with the detections drawn on it.
 
     Low scores are drawn first, all boxes before all tags. A tag stays inside the picture; where better ones would hide
-    most of it, the box has none.
+    much of it, the box has none.
     """
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas, "RGBA")
@@ -114,7 +114,7 @@ def _place(
 
     Tags are placed best first and stay put. A place costs the share of itself that lies on placed tags, some of the
     share of each box that it hides, and a little for being unusual or pushed from its box by the picture's border.
-    None where placed tags would cover more than half of it.
+    None where placed tags would cover more than a third of it.
     """
     height, width = size_hw
     areas = np.concatenate([boxes[:, :2], boxes[:, 2:] + 1], 1).astype(np.float64)
@@ -143,7 +143,7 @@ def _place(
         cost = covered + 0.3 * (_shared_area(spots, areas) / box_sizes).sum(1)
         cost += 0.5 * outside + 0.02 * np.arange(len(places))
         best = cost.argmin()
-        if covered[best] > 0.5:
+        if covered[best] > 1 / 3:
             chosen.append(None)
             continue
         tags = np.concatenate([tags, spots[best : best + 1]])
