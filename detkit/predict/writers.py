@@ -35,7 +35,10 @@ _CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))
 
 
 def json_line(frame: Frame, detections: Detections, classes: Sequence[str]) -> str:
-    """Return one picture as a line of JSON: source, frame (of a video, from 0), width, height, detections."""
+    """Return one picture as a line of JSON: source, frame (of a video, from 0), width, height, detections.
+
+    The source is the path that leads to the file from where the user stands: `dog.jpg`, `pics/dog.jpg` of a folder.
+    """
     height, width = detections.size
     number = {} if frame.index is None else {"frame": frame.index}
     found = to_json(detections, classes)
@@ -130,6 +133,8 @@ def _file_name(label: str) -> str:
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    if path.suffix == ".jpg" and max(picture.shape) > 65_500:  # the most that libjpeg writes
+        path = path.with_suffix(".png")
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
     _, encoded = cv2.imencode(path.suffix, picture[..., ::-1], options)
     with aside(path) as part, explained(path):

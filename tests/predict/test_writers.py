@@ -65,6 +65,13 @@ def test_png_stays_png_and_is_lossless_outside_the_drawing(tmp_path: Path) -> No
     assert (result[45:] == frame().picture[45:]).all()
 
 
+def test_a_picture_too_long_for_jpeg_becomes_png(tmp_path: Path) -> None:
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), (2, 70_000))
+    with Writer(("image",), tmp_path, CLASSES) as writer:
+        writer.write(Frame(Source("panorama.tif"), np.zeros((2, 70_000, 3), np.uint8)), none)
+    assert files(tmp_path) == ["panorama.png"]
+
+
 def test_sources_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     sources = ["a/dog.jpg", "b/dog.jpg", "c/Dog.png", "dog-2.jpg", "a/dog.jpg", "-", "sample:dog"]
     with Writer(("image", "crops"), tmp_path, CLASSES) as writer:
