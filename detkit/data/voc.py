@@ -66,13 +66,13 @@ def read_voc(
 
     def describe(row: int) -> str:
         _, stem, number = rows[row]
-        return f"{files[stem]}: object {number + 1} ({records[stem].objects[number].name}), bndbox"
+        return f"{files[stem]}: object {number + 1} ({records[stem].objects[number].name}): bndbox"
 
     everything = [records[stem].objects[number] for _, stem, number in rows]
     for (_, stem, number), thing in zip(rows, everything, strict=True):
         if thing.name not in label_of:
             raise DetkitError(
-                f"{files[stem]}: object {number + 1}, name: {thing.name!r} is not among the classes"
+                f"{files[stem]}: object {number + 1}: name: {thing.name!r} is not among the classes"
                 f"{nearest(thing.name, names)}"
             )
     objects = Objects(
@@ -132,9 +132,9 @@ def _read_xml(file: Path) -> _Record:
         raise DetkitError(f"{file}: is not valid XML: {error}") from None
     if root.tag != "annotation":
         raise DetkitError(f"{file}: expected <annotation> at the top of a VOC file, got <{root.tag}>")
-    height, width = (_number(root, f"size/{side}", f"{file}") for side in ("height", "width"))
+    height, width = (_number(root, f"size/{side}", str(file)) for side in ("height", "width"))
     for side, value in (("height", height), ("width", width)):
-        if value < 1 or value != int(value):
+        if value < 1 or not value.is_integer():
             raise DetkitError(f"{file}: size/{side}: expected a positive whole number, got {value:g}")
     objects = []
     for number, element in enumerate(root.findall("object"), 1):
@@ -155,4 +155,4 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise DetkitError(f"{where}, {path}: expected a number, got {text.strip()!r}") from None
+        raise DetkitError(f"{where}: {path}: expected a number, got {text.strip()!r}") from None

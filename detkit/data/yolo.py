@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from detkit.data.picture import SUFFIXES, picture_size
 from detkit.data.sample import Dataset, Objects, Picture, count, make_samples
@@ -25,7 +25,7 @@ class YoloFile(BaseModel):
     # The file belongs to other tools, whose keys are none of ours; numbers may be names (a set of digits).
     model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True)
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = Field(min_length=1)
     path: str | None = None
     train: list[str] = []
     val: list[str] = []
@@ -49,7 +49,7 @@ class YoloFile(BaseModel):
     @model_validator(mode="after")
     def _names_match_count(self) -> YoloFile:
         if self.nc is not None and self.nc != len(self.names):
-            raise ValueError(f"nc is {self.nc}, but there are {len(self.names)} names")
+            raise ValueError(f"nc is {self.nc}, but names has {len(self.names)}")
         if len(set(self.names)) < len(self.names):
             raise ValueError("a name stands twice in names")
         return self
