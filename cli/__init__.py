@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from detkit import __version__
+from detkit.cli.detect import detect_command
+from detkit.cli.eval import eval_command
 from detkit.errors import DetkitError
 
 app = typer.Typer(
@@ -17,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("detect")(detect_command)
+app.command("eval")(eval_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from detkit.backbones.norm import DarknetNorm
 from detkit.config import Strict, find_config, nested, override, read_yaml, validate
 from detkit.data.names import class_names
 from detkit.data.picture import read_picture, sample_picture
@@ -180,17 +181,19 @@ def fold_batch_norm(network: nn.Module) -> None:
         names = list(sequence._modules)
         for first, second in pairwise(names):
             conv, norm = sequence._modules[first], sequence._modules[second]
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                sequence._modules[first] = fuse_conv_bn_eval(conv, norm)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                plain = norm.plain() if isinstance(norm, DarknetNorm) else norm
+                sequence._modules[first] = fuse_conv_bn_eval(conv, plain)
                 sequence._modules[second] = nn.Identity()
 
 
 def _from_cfg(path: Path, weights: Path, settings: Sequence[str]) -> tuple[ModelConfig, Detector]:
-    from detkit.detectors.darknet import darknet_model_config, load_darknet
+    from detkit.detectors.darknet import Darknet, darknet_model_config, load_darknet
 
     tree = override(darknet_model_config(path), settings)
     config = validate(ModelConfig, tree, path.name)
     detector = build_detector(config)
+    assert isinstance(detector, Darknet)
     load_darknet(detector, weights)
     return config, detector
 

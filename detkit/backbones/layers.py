@@ -5,6 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit.backbones.norm import DarknetNorm
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
     "linear": nn.Identity,
@@ -15,22 +17,19 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "swish": lambda: nn.SiLU(inplace=True),
 }
 
-# Darknet divides by sqrt(variance) + 1e-6; this ε under the root comes closest without changing a stored tensor.
-DARKNET_EPS = 1e-12
-
 
 class ConvUnit(nn.Sequential):
     """Convolution that keeps the size but for its stride, batch norm, activation: [B, C, H, W] → [B, C', H', W']."""
 
     conv: nn.Conv2d
-    norm: nn.BatchNorm2d
+    norm: DarknetNorm
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, activation: str = "leaky"
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(channels_out, eps=DARKNET_EPS)
+        self.norm = DarknetNorm(channels_out)
         self.activation = ACTIVATIONS[activation]()
         nn.init.kaiming_normal_(self.conv.weight, a=0.1)
 

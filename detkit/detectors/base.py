@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detkit.config import Strict
 from detkit.ops.nms import Selection, select, warn_of_cap
-from detkit.structures import Batch, Candidates, Detections
+from detkit.structures import Batch, Candidates, Detections, Target
 
 
 class Detector(nn.Module, ABC):
@@ -33,6 +33,10 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, raw: Any, threshold: float) -> Candidates:
         """Raw head outputs → boxes in pixels of the network's input with scores above the threshold."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """What is wrong on a batch, by the paper's terms: already weighted, to be summed; in evaluation mode too."""
 
     @torch.no_grad()
     def detect(self, batch: Batch, selection: Selection) -> list[Detections]:

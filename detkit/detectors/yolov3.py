@@ -10,12 +10,13 @@ Shapes: B pictures of H × W, levels finest first with stride s and h = H/s × w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
 
 from detkit.backbones import BackboneConfig, build_backbone
 from detkit.backbones.layers import ConvUnit
@@ -23,8 +24,11 @@ from detkit.config import Strict
 from detkit.detectors.base import Detector, Normalize
 from detkit.errors import DetkitError
 from detkit.necks.yolo_fpn import YOLOFPN, Level
-from detkit.ops.yolo import yolo_candidates
-from detkit.structures import Candidates
+from detkit.ops.anchors import cell_corners, shape_iou
+from detkit.ops.boxes import area, intersection, overlap, pairwise_iou, xyxy_to_cxcywh
+from detkit.ops.losses import Objects, last_of_each, learnable, pictures_per_process
+from detkit.ops.yolo import cells, yolo_boxes, yolo_candidates
+from detkit.structures import Batch, Candidates, Target
 
 
 class YOLOv3Level(Strict):
@@ -41,12 +45,27 @@ class YOLOv3Level(Strict):
     spp: bool = False
 
 
+class YOLOv3Loss(Strict):
+    """How the loss departs from the paper, which is the default.
+
+    ignore_iou: a prediction that overlaps an object more is not told that it sees none (0.5 in the paper, 0.7 in the
+    released cfgs). box: `squared` errors of the offsets, or 1 − GIoU or CIoU of the boxes. label_smoothing: classes
+    learn ε/2 and 1 − ε/2 in place of 0 and 1. weights: factors of the terms.
+    """
+
+    ignore_iou: float = Field(0.5, ge=0, le=1)
+    box: Literal["squared", "giou", "ciou"] = "squared"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    weights: dict[Literal["xy", "wh", "box", "object", "no_object", "class"], float] = Field(default_factory=dict)
+
+
 class YOLOv3Config(Strict):
-    """Backbone and levels, finest level first."""
+    """Backbone and levels, finest level first, and the loss."""
 
     name: Literal["yolov3"] = "yolov3"
     backbone: BackboneConfig
     levels: list[YOLOv3Level] = Field(min_length=1)
+    loss: YOLOv3Loss = YOLOv3Loss()
 
     @field_validator("levels")
     @classmethod
@@ -73,6 +92,7 @@ class YOLOv3(Detector):
         super().__init__(num_classes)
         levels = config.levels
         self.strides = [level.stride for level in levels]
+        self.loss = config.loss
         self.backbone = build_backbone(config.backbone, self.strides, size_hw)
         self.normalize = Normalize(self.backbone.mean, self.backbone.std)
         self.neck = YOLOFPN(
@@ -102,6 +122,86 @@ class YOLOv3(Detector):
         """Raw maps → boxes whose score, objectness · class probability, is above the threshold."""
         size_hw = raw[0].shape[-2] * self.strides[0], raw[0].shape[-1] * self.strides[0]
         return yolo_candidates(raw, self.anchors, size_hw, threshold)
+
+    def losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The loss of section 2, term by term, summed over a picture's cells and averaged over pictures.
+
+        Every object is learned by one anchor of one cell: the anchor, of all levels, whose shape overlaps it most, in
+        the cell that holds its centre. That anchor learns the offsets (`xy`, `wh`; or `box`), that there is an object
+        (`object`) and its classes (`class`). All others learn that there is none (`no_object`), but for those whose
+        box overlaps an object more than `ignore_iou`. Of two objects that meet at one anchor the later counts.
+        """
+        raw = self(batch.images)
+        objects, level, place = self._assign(learnable(targets), [(x.shape[-2], x.shape[-1]) for x in raw])
+        terms = dict.fromkeys(
+            (*(("xy", "wh") if self.loss.box == "squared" else ("box",)), "object", "no_object", "class"),
+            torch.zeros((), device=batch.images.device),
+        )
+        for i, (x, stride, anchors) in enumerate(zip(raw, self.strides, self.anchors, strict=True)):
+            grid = cells(x, len(anchors)).float()
+            picture, row, column, anchor = place[:, level == i]
+            learned = torch.zeros(grid.shape[:-1], dtype=torch.bool, device=grid.device)
+            learned[picture, row, column, anchor] = True
+            silent = ~learned & ~self._overlaps_an_object(grid.detach(), anchors, stride, targets)
+            added = {"no_object": softplus(grid[..., 4])[silent].sum()}
+            found = grid[picture, row, column, anchor]
+            added |= self._object_terms(found, objects[level == i], torch.stack([column, row], 1), anchors[anchor], stride, batch)
+            terms = {name: total + added[name] for name, total in terms.items()}
+        pictures = pictures_per_process(len(batch), batch.images.device)
+        return {name: self.loss.weights.get(name, 1.0) * total / pictures for name, total in terms.items()}
+
+    def _object_terms(
+        self, found: Tensor, objects: Objects, cell: Tensor, anchor: Tensor, stride: int, batch: Batch
+    ) -> dict[str, Tensor]:
+        """The terms of the anchors [M, 5 + C] that learn an object each; cell [M, 2], anchor [M, 2] pixels."""
+        truth = xyxy_to_cxcywh(objects.boxes)
+        # Errors of small boxes weigh more: 2 − w·h of the picture, as in the released code.
+        weight = 2 - truth[:, 2:].prod(1) / (batch.images.shape[-2] * batch.images.shape[-1])
+        if self.loss.box == "squared":
+            # The gradient on t_xy is prediction − truth, as in the released code: that of the cross-entropy, less its
+            # value at the truth, so that no error is no loss.
+            offset = (truth[:, :2] / stride - cell).clamp(0, 1)
+            entropy = -torch.xlogy(offset, offset) - torch.xlogy(1 - offset, 1 - offset)
+            xy = (binary_cross_entropy_with_logits(found[:, :2], offset, reduction="none") - entropy).sum(1)
+            wh = (found[:, 2:4] - (truth[:, 2:] / anchor).log()).square().sum(1) / 2
+            terms = {"xy": (weight * xy).sum(), "wh": (weight * wh).sum()}
+        else:
+            boxes = yolo_boxes(found[:, :4], cell, anchor, anchor.new_tensor([stride, stride]))
+            terms = {"box": (weight * (1 - overlap(boxes, objects.boxes, self.loss.box))).sum()}
+        classes = one_hot(objects.labels, self.num_classes) * (1 - self.loss.label_smoothing)
+        classes = classes + self.loss.label_smoothing / 2
+        return terms | {
+            "object": softplus(-found[:, 4]).sum(),
+            "class": binary_cross_entropy_with_logits(found[:, 5:], classes, reduction="sum"),
+        }
+
+    @torch.no_grad()
+    def _assign(self, objects: Objects, grids: Sequence[tuple[int, int]]) -> tuple[Objects, Tensor, Tensor]:
+        """The objects [M] that have an anchor to themselves, its level [M] and (picture, row, column, anchor) [4, M]."""
+        owner = torch.cat([torch.full_like(a[:, 0], i, dtype=torch.long) for i, a in enumerate(self.anchors)])
+        within = torch.cat([torch.arange(len(a), device=a.device) for a in self.anchors])
+        best = shape_iou(objects.boxes[:, 2:] - objects.boxes[:, :2], torch.cat(self.anchors)).argmax(1)
+        level = owner[best]
+        stride = torch.tensor(self.strides, device=level.device)[level]
+        size_hw = torch.tensor(grids, device=level.device)[level]
+        column, row = ((objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2 / stride[:, None]).long().unbind(1)
+        column, row = column.minimum(size_hw[:, 1] - 1), row.minimum(size_hw[:, 0] - 1)  # a centre on the border
+        place = torch.stack([objects.picture, row, column, within[best]])
+        last = last_of_each(torch.cat([level[None], place]))
+        return objects[last], level[last], place[:, last]
+
+    @torch.no_grad()
+    def _overlaps_an_object(self, grid: Tensor, anchors: Tensor, stride: int, targets: Sequence[Target]) -> Tensor:
+        """[B, h, w, A]: whether a predicted box overlaps an object, or lies in a crowd, by more than `ignore_iou`."""
+        height, width = grid.shape[1:3]
+        cell = cell_corners(height, width, grid.device).view(height, width, 1, 2)
+        boxes = yolo_boxes(grid[..., :4], cell, anchors, anchors.new_tensor([stride, stride])).flatten(1, 3)
+        found = []
+        for predicted, target in zip(boxes, targets, strict=True):
+            over = pairwise_iou(predicted, target.boxes)
+            inside = intersection(predicted[:, None], target.boxes) / area(predicted).clamp(min=1e-9)[:, None]
+            found.append((torch.where(target.crowd, inside, over) > self.loss.ignore_iou).any(1))
+        return torch.stack(found).view(grid.shape[:-1])
 
     def darknet_layers(self) -> Iterator[ConvUnit | nn.Conv2d]:
         """The convolutions in the order of the released .weights files: body, then coarsest level first."""
