@@ -1,6 +1,6 @@
 """A real Model whose detector says which colour a picture has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,7 @@ from detkit.detectors.base import Detector
 from detkit.model import Model
 from detkit.ops.nms import Selection
 from detkit.preprocess import Preprocess
-from detkit.structures import Candidates
+from detkit.structures import Batch, Candidates, Target
 
 
 class Colors(Detector):
@@ -29,6 +29,9 @@ class Colors(Detector):
         boxes = (self.canvas * torch.tensor([0.25, 0.25, 0.75, 0.75])).expand(batch, 3, 4)
         labels = torch.arange(3).expand(batch, 3)
         return Candidates(boxes, raw, labels, torch.full((batch,), 3))
+
+    def losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        raise NotImplementedError("nothing to learn")
 
 
 @pytest.fixture
