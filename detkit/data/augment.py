@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from types import ModuleType
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -98,10 +99,7 @@ class Augmenter:
     """Draws training samples; made once for a data set's loader, and sent to its workers."""
 
     def __init__(self, augment: Augment, preprocess: Preprocess) -> None:
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network for a newer version
-        import albumentations  # takes seconds, which reading a configuration must not
-
-        self._albumentations = albumentations
+        albumentations = _albumentations()
         self._augment = augment
         self._preprocess = preprocess
         self._zooms = augment.jitter > 0 or augment.scale != (1, 1)
@@ -156,9 +154,8 @@ class Augmenter:
         parts = []
         for i, (top, left, bottom, right) in zip([index, *others], spans, strict=True):
             picture[top:bottom, left:right], rows = view(i, (bottom - top, right - left))
-            parts.append(rows._replace(boxes=rows.boxes + np.float32([left, top, left, top])))
-        rows = _Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        return rows.augmented(picture, proposals is not None)
+            parts.append(rows._replace(boxes=rows.boxes + np.array([left, top, left, top], np.float32)))
+        return _Rows.join(parts).augmented(picture, proposals is not None)
 
     def _view(
         self,
@@ -169,26 +166,29 @@ class Augmenter:
         rng: np.random.Generator,
     ) -> tuple[NDArray[np.uint8], _Rows]:
         """Flip, zoom to a random piece of the size of the window (None: no zoom), and colour."""
-        height, width = resized = picture.shape[:2]
-        zoom = []
+        albumentations = _albumentations()
+        height, width = picture.shape[:2]
+        resized, zoom = (height, width), []
         if window is not None:
             resized = self._resized(height, width, preprocess, rng)
             interpolation = _INTERPOLATION.get(preprocess.interpolation, cv2.INTER_LINEAR)
             zoom = [
-                self._albumentations.Resize(*resized, interpolation=interpolation),
-                self._albumentations.RandomCrop(
+                albumentations.Resize(*resized, interpolation=interpolation),
+                albumentations.RandomCrop(
                     *window, pad_if_needed=True, pad_position="random", fill=round(preprocess.fill * 255)
                 ),
             ]
-        transforms = [*self._flip, *zoom, *self._color]
-        if not transforms:
+        moving = [*self._flip, *zoom]
+        if not moving and not self._color:
             return picture, rows
-        box_rules = self._albumentations.BboxParams(
+        box_rules = albumentations.BboxParams(
             "pascal_voc", min_width=_MIN_SIDE, min_height=_MIN_SIDE, clip=True, filter_invalid_bboxes=True
         )
-        pipeline = self._albumentations.Compose(transforms, bbox_params=box_rules)
+        pipeline = albumentations.Compose([*moving, *self._color], bbox_params=box_rules if moving else None)
         # set_random_seed would start every transform at the same number: flipped pictures would all be bright.
         pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        if not moving:
+            return pipeline(image=picture)["image"], rows
         numbered = np.column_stack([rows.boxes, np.arange(len(rows.boxes))])
         changed = pipeline(image=picture, bboxes=numbered)
         table = changed["bboxes"].reshape(-1, 5)  # [0, 4] when none is left
@@ -221,13 +221,19 @@ class _Rows(NamedTuple):
 
     @staticmethod
     def of(sample: Sample, proposals: NDArray[np.float32] | None) -> _Rows:
-        count = 0 if proposals is None else len(proposals)
-        boxes = sample.boxes if proposals is None else np.concatenate([sample.boxes, proposals])
-        labels, crowd, difficult = (np.pad(a, (0, count)) for a in (sample.labels, sample.crowd, sample.difficult))
-        return _Rows(boxes, labels, crowd, difficult, np.arange(len(boxes)) >= len(sample.boxes))
+        objects = _Rows(sample.boxes, sample.labels, sample.crowd, sample.difficult, np.zeros(len(sample.labels), bool))
+        if proposals is None:
+            return objects
+        count = len(proposals)
+        no = np.zeros(count, bool)
+        return _Rows.join([objects, _Rows(proposals, np.zeros(count, np.int64), no, no, ~no)])
+
+    @staticmethod
+    def join(parts: Sequence[_Rows]) -> _Rows:
+        return _Rows(*map(np.concatenate, zip(*parts, strict=True)))
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> _Rows:
-        return _Rows(*(column[rows] for column in self))
+        return _Rows(*(column[rows] for column in self))  # type: ignore[arg-type]
 
     def augmented(self, picture: NDArray[np.uint8], with_proposals: bool) -> Augmented:
         *objects, _ = self.take(~self.proposal)
@@ -235,5 +241,15 @@ class _Rows(NamedTuple):
         return Augmented(picture, Target(*map(torch.from_numpy, objects)), proposals)
 
 
-def _area(boxes: NDArray[np.floating]) -> NDArray[np.floating]:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+def _area(boxes: NDArray[Any]) -> NDArray[Any]:
+    area: NDArray[Any] = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return area
+
+
+def _albumentations() -> ModuleType:
+    """Import what takes seconds, which reading a configuration must not, without its look for newer versions."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    module: ModuleType = albumentations
+    return module

@@ -13,8 +13,10 @@ one picture in several processes, N not being a multiple of W, some shares have 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -47,9 +49,9 @@ class Step(NamedTuple):
 class Loader(DataLoader[Item]):
     """A torch DataLoader over the steps of an epoch; a picture that cannot be read raises its DetkitError."""
 
-    def __init__(self, batches: _Batches[Item], steps: _Steps, workers: int) -> None:
+    def __init__(self, read: Callable[[Step], Item], steps: _Steps, workers: int) -> None:
         super().__init__(
-            batches,
+            _Batches(read),
             sampler=steps,
             batch_size=None,
             collate_fn=_as_it_is,
@@ -57,6 +59,7 @@ class Loader(DataLoader[Item]):
             worker_init_fn=_take_one_core,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or every iteration would advance the global one
         )
         self.steps = steps
 
@@ -91,9 +94,7 @@ def training_loader(
     picture that cannot be read. Under Lightning, set `use_distributed_sampler=False`.
     """
     steps = _Steps(dataset, preprocess, batch_size, rank, world_size, seed, augment.multi_scale)
-    return Loader(
-        _TrainingBatches(dataset, preprocess, Augmenter(augment, preprocess), seed, proposals), steps, workers
-    )
+    return Loader(_ReadTraining(dataset, preprocess, Augmenter(augment, preprocess), seed, proposals), steps, workers)
 
 
 def evaluation_loader(
@@ -110,7 +111,7 @@ def evaluation_loader(
     Errors: as `training_loader`.
     """
     return Loader(
-        _EvaluationBatches(dataset, preprocess), _Steps(dataset, preprocess, batch_size, rank, world_size), workers
+        _ReadEvaluation(dataset, preprocess), _Steps(dataset, preprocess, batch_size, rank, world_size), workers
     )
 
 
@@ -184,41 +185,30 @@ def _sizes(preprocess: Preprocess, scale: MultiScale) -> list[Size]:
     ]
 
 
-class _Batches(TorchDataset[Item], Generic[Item]):
-    """Reads the batch of a step; what a user can mend is returned instead of raised."""
+class _Batches(TorchDataset[Any]):
+    """Reads the batch of a step; a mistake of the user's is returned, for the main process to raise."""
 
-    def __getitem__(self, step: Step) -> Item | DetkitError:  # type: ignore[override]
+    def __init__(self, read: Callable[[Step], Any]) -> None:
+        self.read = read
+
+    def __getitem__(self, step: Step) -> Any:
         try:
             return self.read(step)
         except DetkitError as error:
             return error
 
-    def read(self, step: Step) -> Item:
-        raise NotImplementedError
 
+@dataclass(frozen=True, eq=False)
+class _ReadTraining:
+    dataset: Dataset
+    preprocess: Preprocess
+    augmenter: Augmenter
+    seed: int
+    proposals: Sequence[NDArray[np.float32]] | None
 
-class _TrainingBatches(_Batches[TrainingBatch]):
-    def __init__(
-        self,
-        dataset: Dataset,
-        preprocess: Preprocess,
-        augmenter: Augmenter,
-        seed: int,
-        proposals: Sequence[NDArray[np.float32]] | None,
-    ) -> None:
-        self.dataset = dataset
-        self.preprocess = preprocess
-        self.augmenter = augmenter
-        self.seed = seed
-        self.proposals = proposals
-
-    def read(self, step: Step) -> TrainingBatch:
-        samples = [
-            self.augmenter(
-                self.dataset, i, epoch=step.epoch, seed=self.seed, size_hw=step.size_hw, proposals=self.proposals
-            )
-            for i in step.indices
-        ]
+    def __call__(self, step: Step) -> TrainingBatch:
+        draw = partial(self.augmenter, self.dataset, epoch=step.epoch, seed=self.seed, size_hw=step.size_hw)
+        samples = [draw(i, proposals=self.proposals) for i in step.indices]
         preprocess = self.preprocess.model_copy(update={"size": step.size_hw})
         batch, placements = preprocess([sample.picture for sample in samples])
         targets = [_place(sample.target, place) for sample, place in zip(samples, placements, strict=True)]
@@ -227,12 +217,12 @@ class _TrainingBatches(_Batches[TrainingBatch]):
         return batch, targets
 
 
-class _EvaluationBatches(_Batches[EvaluationBatch]):
-    def __init__(self, dataset: Dataset, preprocess: Preprocess) -> None:
-        self.dataset = dataset
-        self.preprocess = preprocess
+@dataclass(frozen=True, eq=False)
+class _ReadEvaluation:
+    dataset: Dataset
+    preprocess: Preprocess
 
-    def read(self, step: Step) -> EvaluationBatch:
+    def __call__(self, step: Step) -> EvaluationBatch:
         samples = [self.dataset.samples[i] for i in step.indices]
         batch, placements = self.preprocess([sample.read() for sample in samples])
         targets = [_place(sample.target(), place) for sample, place in zip(samples, placements, strict=True)]
