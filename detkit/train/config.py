@@ -1,0 +1,127 @@
+"""What a config file says beside the model: how the pictures are varied and how the detector learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from detkit.config import Strict, find_config, override, read_yaml, validate
+from detkit.data.augment import Augment
+from detkit.model import ModelConfig, Precision
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+_NAMED = Discriminator("name")
+
+
+class SGD(Strict):
+    """Stochastic gradient descent with momentum; lr is the learning rate after the warm-up."""
+
+    name: Literal["sgd"]
+    lr: PositiveFloat = 0.01
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 5e-4
+
+
+class AdamW(Strict):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv 1711.05101)."""
+
+    name: Literal["adamw"]
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.05
+
+
+class Cosine(Strict):
+    """Half a cosine from the full learning rate to `final` of it at the last step."""
+
+    name: Literal["cosine"]
+    final: Fraction = 0.01
+
+
+class Step(Strict):
+    """The learning rate is multiplied by `factor` after each of the milestones, in epochs."""
+
+    name: Literal["step"]
+    milestones: list[PositiveInt]
+    factor: Fraction = 0.1
+
+
+class Plateau(Strict):
+    """The learning rate is multiplied by `factor` after `patience` evaluations without a better score."""
+
+    name: Literal["plateau"]
+    patience: PositiveInt = 5
+    factor: Fraction = 0.1
+
+
+class Warmup(Strict):
+    """How long the learning rate rises from zero, in epochs or in pictures, as (done / length) ** power."""
+
+    epochs: NonNegativeFloat = 0
+    pictures: NonNegativeInt = 0
+    power: PositiveFloat = 1
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Warmup:
+        if self.epochs and self.pictures:
+            raise ValueError("give the length in epochs or in pictures, not both")
+        return self
+
+
+class Train(Strict):
+    """How a detector learns.
+
+    epochs: passes over the pictures. batch_size: pictures in a batch, over all devices. accumulate: batches whose
+    gradients are averaged before a step. optimizer, schedule: by `name`, each with its own keys; norms, biases and
+    other vectors have no weight decay. backbone_lr_factor: the backbone's learning rate, relative to the rest.
+    clip_norm: longest gradient, or none. precision: bf16 and fp16 compute in it where that is safe (AMP).
+    ema: decay of the moving average of the weights that is evaluated and saved, or none. early_stop: evaluations
+    without a better score after which training ends, or none. freeze: what does not learn: the first N stages of the
+    backbone, `backbone`, or `all_but_head` (backbone and neck). frozen_batch_norm: all batch norms keep their
+    statistics, scale and shift. best_by: the score that `best` is best by. evaluate_every: epochs between evaluations.
+    workers: processes that read pictures, for each device.
+    """
+
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 16
+    accumulate: PositiveInt = 1
+    optimizer: Annotated[SGD | AdamW, _NAMED] = SGD(name="sgd")
+    schedule: Annotated[Cosine | Step | Plateau, _NAMED] = Cosine(name="cosine")
+    warmup: Warmup = Warmup(epochs=1)
+    backbone_lr_factor: PositiveFloat = 1
+    clip_norm: PositiveFloat | None = 10
+    precision: Precision = "fp32"
+    ema: float | None = Field(0.999, ge=0, lt=1)
+    early_stop: PositiveInt | None = None
+    freeze: NonNegativeInt | Literal["backbone", "all_but_head"] = 0
+    frozen_batch_norm: bool = False
+    best_by: Literal["AP", "AP50"] = "AP"
+    evaluate_every: PositiveInt = 1
+    workers: NonNegativeInt = 2
+    seed: NonNegativeInt = 0
+
+
+class TrainConfig(ModelConfig):
+    """A whole config file: the model, and the sections `augment` and `train` that only training reads.
+
+    classes: without them the model learns the classes of the data.
+    """
+
+    classes: str | list[str] = Field(default_factory=list)
+    augment: Augment = Augment()
+    train: Train = Train()
+
+
+def read_train_config(name: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
+    """Read a shipped config's name or a .yaml file for training, with `key.subkey=value` overrides."""
+    path = find_config(str(name))
+    return validate(TrainConfig, override(read_yaml(path), settings), path.name)
+
+
+def model_tree(config: TrainConfig) -> dict[str, Any]:
+    """Return the part of a config that a checkpoint holds: all that detecting needs."""
+    return config.model_dump(mode="json", include=set(ModelConfig.model_fields))

@@ -1,0 +1,242 @@
+"""What Lightning trains: a detector, the average of its weights, and what is known of the run so far.
+
+Lightning runs the loop, the devices, mixed precision, accumulation and clipping; everything that a run needs to go on
+after a stop is here, in `state()`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, distributed, nn, optim
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from detkit.detectors.base import Detector
+from detkit.errors import DetkitError
+from detkit.evaluate.coco import CocoEvaluator
+from detkit.evaluate.records import DetectionTable
+from detkit.ops import boxes as box_ops
+from detkit.ops.nms import Selection
+from detkit.preprocess import Placement
+from detkit.structures import Batch, Detections, Target
+from detkit.train.config import SGD, Train
+from detkit.train.schedule import (
+    ema_decay,
+    evaluations_since_best,
+    learning_rate_factor,
+    run_length,
+    update_average,
+)
+
+Row = dict[str, float | None]
+"""One epoch in numbers: epoch, step, lr, the mean of each loss term over its steps, COCO's twelve or None."""
+
+
+class Training(LightningModule):
+    """A detector in training.
+
+    evaluator: makes a fresh one for each evaluation; image_ids: those of the evaluated pictures by their index.
+    `network` is what is evaluated and saved: the averaged weights where there is an average. terms, lr: the loss terms
+    of the last step, averaged over processes, and its learning rate (for all but the backbone).
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        train: Train,
+        selection: Selection,
+        evaluator: Callable[[], CocoEvaluator],
+        image_ids: list[int | str],
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.average = copy.deepcopy(detector).requires_grad_(False) if train.ema is not None else None
+        self.train_config = train
+        self.frozen = frozen_modules(detector, train)
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.selection = selection.model_copy(update={"score": 0.001, "max_detections": 100})
+        self.step = 0
+        self.history: list[Row] = []
+        self.terms: dict[str, float] = {}
+        self.lr = 0.0
+        self._new_evaluator = evaluator
+        self._image_ids = image_ids
+        self._sums: dict[str, float] = {}
+        self._batches = 0
+        self._scores: dict[str, float | None] = {}
+        self._optimizer_state: dict[int, Any] | None = None
+
+    @property
+    def network(self) -> Detector:
+        """The detector with the weights that count."""
+        return self.average if self.average is not None else self.detector
+
+    @property
+    def scores(self) -> list[float]:
+        """The score that `best` is best by, of every evaluation so far; without any object to find it is 0."""
+        return [row[self.train_config.best_by] or 0.0 for row in self.history if "AP" in row]
+
+    def state(self) -> dict[str, Any]:
+        """Return tensors, numbers and text from which `restore` goes on after the last whole epoch."""
+        return {
+            "epoch": len(self.history),
+            "step": self.step,
+            "history": self.history,
+            "weights": self.state_dict(),
+            "optimizer": cast("Optimizer", self.optimizers(use_pl_optimizer=False)).state_dict()["state"],
+            "precision": self.trainer.precision_plugin.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the state of a stopped run; the optimizer and the loss scale follow when training begins."""
+        self.step, self.history = state["step"], state["history"]
+        self.load_state_dict(state["weights"])
+        self._optimizer_state = state["optimizer"]
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the optimizer, with the state of a stopped run where there is one."""
+        config = self.train_config.optimizer
+        groups = parameter_groups(self.detector, self.train_config)
+        optimizer: Optimizer
+        if isinstance(config, SGD):
+            optimizer = optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
+        else:
+            optimizer = optim.AdamW(groups, config.lr, config.betas)
+        if self._optimizer_state is not None:
+            # Only what was learned: the learning rate and its like are those of the config, which may have changed.
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": self._optimizer_state})
+            self._optimizer_state = None
+        return optimizer
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch and its targets; placements and indices stay on the CPU."""
+        pictures, targets, *rest = batch
+        return pictures.to(device), [target.to(device) for target in targets], *rest
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch whose randomness depends on nothing but the seed, the epoch and the process."""
+        seeds = np.random.SeedSequence([self.train_config.seed, self.current_epoch, self.global_rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 1)
+        cast("Any", self.trainer.train_dataloader).set_epoch(self.current_epoch)
+        self.detector.train()
+        for module in self.frozen:
+            module.eval()
+        self._sums, self._batches, self._scores = {}, 0, {}
+
+    def training_step(self, batch: tuple[Batch, list[Target]], index: int) -> Tensor:
+        """Return the sum of the loss terms; one that is not finite ends the training."""
+        length = run_length(self.train_config, len(cast("DataLoader[Any]", self.trainer.train_dataloader)))
+        factor = learning_rate_factor(self.train_config, self.step, length, self.scores)
+        self.lr = self.train_config.optimizer.lr * factor
+        for group in cast("Optimizer", self.optimizers(use_pl_optimizer=False)).param_groups:
+            group["lr"] = self.lr * group["lr_factor"]
+        losses = self.detector.losses(*batch)
+        everywhere = self.trainer.strategy.reduce(torch.stack(list(losses.values())).detach().float(), reduce_op="mean")
+        self.terms = dict(zip(losses, cast("Tensor", everywhere).tolist(), strict=True))
+        for name, value in self.terms.items():
+            if not math.isfinite(value):
+                raise DetkitError(
+                    f"the loss term {name!r} is {value} in epoch {self.current_epoch + 1}, step {self.step + 1}; lower "
+                    f"train.optimizer.lr (now {self.lr:.3g}), lengthen train.warmup, set train.clip_norm, or train in fp32"
+                )
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._batches += 1
+        return torch.stack(list(losses.values())).sum()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and let the average follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None and self.train_config.ema is not None:
+            update_average(self.average, self.detector, ema_decay(self.step, self.train_config.ema))
+        self.step += 1
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin an evaluation."""
+        self._evaluator = self._new_evaluator()
+        self.examples: list[tuple[int, Detections]] = []
+
+    def validation_step(self, batch: tuple[Batch, list[Target], list[Placement], list[int]], index: int) -> None:
+        """Detect in a batch of pictures; the first ones are kept as examples."""
+        pictures, _, placements, indices = batch
+        found = self.network.detect(pictures, self.selection)
+        for number, detections, placement in zip(indices, found, placements, strict=True):
+            placed = to_picture(detections, placement)
+            self._evaluator.update(self._image_ids[number], placed)
+            if len(self.examples) < 16:
+                self.examples.append((number, placed))
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute COCO's numbers over the pictures of all processes; every process gets them."""
+        if self.trainer.world_size > 1:
+            tables: list[DetectionTable] = [self._evaluator.detections] * self.trainer.world_size
+            distributed.all_gather_object(tables, self._evaluator.detections)
+            self._evaluator = self._new_evaluator()
+            self._evaluator.extend(DetectionTable.join(tables))
+        self._scores = self._evaluator.compute().summary
+
+    def on_train_epoch_end(self) -> None:
+        """Sum up the epoch, and end the training when its scores no longer rise."""
+        losses = {name: total / self._batches for name, total in self._sums.items()}
+        self.history.append(
+            {"epoch": self.current_epoch + 1, "step": self.step, "lr": self.lr, **losses, **self._scores}
+        )
+        self.trainer.should_stop = self.given_up
+
+    @property
+    def given_up(self) -> bool:
+        """Whether `early_stop` evaluations have passed without a better score."""
+        patience = self.train_config.early_stop
+        return patience is not None and evaluations_since_best(self.scores) >= patience
+
+
+def to_picture(detections: Detections, placement: Placement) -> Detections:
+    """Map detections from the network's input to the picture's own pixels; what lies in the margin is dropped."""
+    boxes = box_ops.clip(placement.to_picture(detections.boxes), *placement.picture)
+    placed = Detections(boxes, detections.scores, detections.labels, placement.picture)
+    return placed[(box_ops.area(boxes) > 0).nonzero()[:, 0]]
+
+
+def frozen_modules(detector: Detector, train: Train) -> list[nn.Module]:
+    """Return what does not learn and stays in evaluation mode: `freeze` and the batch norms of `frozen_batch_norm`."""
+    frozen: list[nn.Module] = []
+    if train.freeze:
+        names = ("backbone", "neck") if train.freeze == "all_but_head" else ("backbone",)
+        for name in names:
+            part = getattr(detector, name, None)
+            if part is None:
+                raise DetkitError(f"train.freeze: {train.freeze}: {type(detector).__name__} has no {name}")
+            frozen.append(part)
+        if isinstance(train.freeze, int):
+            stages = frozen.pop().stages()  # type: ignore[operator]
+            if train.freeze > len(stages):
+                raise DetkitError(f"train.freeze: the backbone has {len(stages)} stages, got {train.freeze}")
+            frozen += stages[: train.freeze]
+    if train.frozen_batch_norm:
+        frozen += [module for module in detector.modules() if isinstance(module, _BatchNorm)]
+    return frozen
+
+
+def parameter_groups(detector: Detector, train: Train) -> list[dict[str, Any]]:
+    """Split the parameters that learn by learning rate (the backbone has its own) and by weight decay.
+
+    Vectors and scalars, that is norms, biases and scales, have no weight decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            factor = train.backbone_lr_factor if name.startswith("backbone.") else 1.0
+            decay = train.optimizer.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]

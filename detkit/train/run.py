@@ -1,0 +1,349 @@
+r"""A training run: from a config and a data set, or from the folder of a run that was stopped, to a trained detector.
+
+The run folder:
+  config.yaml                  the whole config, classes included; `detkit train` accepts it again
+  metrics.csv, curves.png      an epoch a line: loss terms, learning rate, COCO's twelve numbers
+  tensorboard/                 the same and every tenth step, for TensorBoard
+  first_batches.png            what the network sees first, with its boxes
+  validation_predictions.png   what it finds in the first pictures of the last evaluation
+  last.safetensors, best.safetensors   detkit checkpoints: for `--model`, or to start from with `--weights`
+  resume.pt                    what goes on after a stop: all weights, optimizer, history; tensors and numbers, no code
+
+Several devices and machines. The pictures of a batch are shared out, each process computes its gradients, and they are
+averaged: losses are those of one process with the same batch, but for batch norm, whose statistics are of the pictures
+of one process (with `train.frozen_batch_norm` nothing differs). Batches of fewer than about eight pictures a process
+make them noisy: freeze them then. `--devices N` starts its own processes. On several machines each starts one, with the
+same command, config and data, and the run folder on a disk that all of them see if the run is to be resumed:
+
+    torchrun --nnodes 2 --nproc-per-node 4 --node-rank 0|1 --master-addr HOST --master-port 29500 --no-python \
+        detkit train CONFIG --data PATH --devices 4 --nodes 2
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import pickle
+import signal
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from rich.console import Console
+
+from detkit.config import override, read_yaml, validate
+from detkit.data.dataset import load_dataset
+from detkit.data.loader import evaluation_loader, training_loader
+from detkit.data.names import class_names, match_classes
+from detkit.data.sample import Dataset, count
+from detkit.detectors.base import Detector
+from detkit.errors import DetkitError
+from detkit.evaluate.coco import CocoEvaluator
+from detkit.evaluate.records import GroundTruth
+from detkit.files import write_atomically
+from detkit.model import build_detector, load_weights
+from detkit.predict.runs import explained, next_run, require_free
+from detkit.train.callbacks import STATE, Display, Record
+from detkit.train.config import TrainConfig, model_tree, read_train_config
+from detkit.train.module import Row, Training
+from detkit.weights.checkpoint import load_state, read_tensors
+
+_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where a run has its pictures and what it runs on, in processes: `devices` on each of `nodes` machines.
+
+    split, val_split: the parts to learn and to evaluate, by default `train` and the data's validation split.
+    """
+
+    data: str
+    split: str | None = None
+    val_split: str | None = None
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """How a run ended: epochs done, the numbers of the last one and, if any was evaluated, of the best one."""
+
+    folder: Path
+    epochs: int
+    stopped_early: bool
+    last: Row
+    best: Row | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return asdict(self) | {"folder": str(self.folder)}
+
+
+def train(
+    config: str | Path,
+    job: Job,
+    *,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    weights: Path | None = None,
+    console: Console | None = None,
+) -> Trained | None:
+    """Train the detector of a config: a shipped one's name or a .yaml file, with `key.subkey=value` overrides.
+
+    out: a new or empty folder, by default `runs/train/<n>`. weights: what to start from; tensors that have another
+    shape, as those of other classes have, keep their random start. console: where to tell how it goes. Of several
+    processes only the first one writes and returns something. Raises DetkitError when the config, the data or the
+    weights are off, a loss is no longer finite, or the folder cannot be written.
+    """
+    options = read_train_config(config, settings)
+    trainer = _trainer(options, job)
+    say = _say(console if trainer.is_global_zero else None)
+    learned, evaluated = _load_data(job, say)
+    options = options.model_copy(update={"classes": list(class_names(options.classes or learned.classes))})
+    torch.manual_seed(options.train.seed)
+    detector = build_detector(options)
+    if weights is not None:
+        _start_from(detector, weights, say)
+    folder = None
+    if trainer.is_global_zero:
+        folder = _new_folder(out)
+        say(f"run folder: {folder}")
+    return _fit(trainer, detector, options, job, learned, evaluated, folder, None, console)
+
+
+def resume(
+    folder: Path, *, settings: Sequence[str] = (), changes: dict[str, Any] | None = None, console: Console | None = None
+) -> Trained | None:
+    """Go on with a run from its last whole epoch, as if it had never been stopped.
+
+    settings: overrides of `train.*` and `augment.*`, such as more epochs. changes: fields of its Job that differ now.
+    Raises DetkitError when the run is finished, is none, or cannot go on with these settings.
+    """
+    state = _read_state(folder)
+    before = read_yaml(folder / "config.yaml")
+    options = validate(TrainConfig, override(before, settings), str(folder / "config.yaml"))
+    _require_same(validate(TrainConfig, before, str(folder / "config.yaml")), options, folder)
+    if state["epoch"] >= options.train.epochs:
+        raise DetkitError(
+            f"{folder}: is finished, all {count(state['epoch'], 'epoch')} are done; to go on, --set train.epochs=MORE"
+        )
+    job = Job(**state["job"] | (changes or {}))
+    trainer = _trainer(options, job)
+    say = _say(console if trainer.is_global_zero else None)
+    learned, evaluated = _load_data(job, say)
+    detector = build_detector(options)
+    say(f"{folder}: going on after epoch {state['epoch']}")
+    return _fit(
+        trainer, detector, options, job, learned, evaluated, folder if trainer.is_global_zero else None, state, console
+    )
+
+
+def _fit(
+    trainer: Trainer,
+    detector: Detector,
+    config: TrainConfig,
+    job: Job,
+    learned: Dataset,
+    evaluated: Dataset,
+    folder: Path | None,
+    state: dict[str, Any] | None,
+    console: Console | None,
+) -> Trained | None:
+    say = _say(console if folder is not None else None)
+    classes = class_names(config.classes)
+    learned = _relabel(learned, classes, say)
+    truth = GroundTruth.from_coco(evaluated.ground_truth())
+    to_model = match_classes(classes, evaluated.classes).to_model
+    to_data = [to_model.index(label) if label in to_model else None for label in range(len(classes))]
+    module = Training(
+        detector,
+        config.train,
+        config.selection,
+        lambda: CocoEvaluator(truth, to_data),
+        [sample.id for sample in evaluated.samples],
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if state is not None:
+        module.restore(state)
+        if module.given_up:
+            raise DetkitError(
+                f"{folder}: has ended early, after {config.train.early_stop} evaluations without a better score; "
+                "raise train.early_stop, or set it to null, to go on"
+            )
+        trainer.fit_loop.epoch_progress.current.processed = state["epoch"]
+        trainer.fit_loop.epoch_progress.current.completed = state["epoch"]
+        trainer.precision_plugin.load_state_dict(state["precision"])
+    share = {"batch_size": config.train.batch_size // trainer.world_size, "workers": config.train.workers}
+    share |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    loader = training_loader(learned, config.preprocess, config.augment, seed=config.train.seed, **share)
+    evaluation = evaluation_loader(evaluated, config.preprocess, **share)
+    if folder is not None:
+        write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        trainer.callbacks += [Record(folder, config, asdict(job), evaluated)]  # type: ignore[attr-defined]
+        trainer.callbacks += [Display(config.train.epochs, console)] if console else []  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            trainer.fit(module, loader, evaluation)
+    except SystemExit as exit_:
+        # What Lightning makes of an interrupt from the keyboard.
+        raise KeyboardInterrupt from exit_
+    except (DetkitError, OSError) as error:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if folder is None or (isinstance(error, OSError) and error.errno not in _NO_ROOM):
+            raise
+        what = error if isinstance(error, DetkitError) else f"{folder}: cannot be written: {error.strerror}"
+        raise DetkitError(
+            f"{what}; the last whole epoch is kept: `detkit train --resume {folder}` goes on from there"
+        ) from None
+    if folder is None:
+        return None
+    evaluations = [row for row in module.history if "AP" in row]
+    best = evaluations[module.scores.index(max(module.scores))] if evaluations else None
+    return Trained(folder, len(module.history), module.given_up, module.history[-1], best)
+
+
+def _trainer(config: TrainConfig, job: Job) -> Trainer:
+    gpus = torch.cuda.device_count()
+    on_gpu = job.device == "cuda" or (job.device == "auto" and gpus > 0)
+    if job.device not in ("auto", "cpu", "cuda"):
+        raise DetkitError(f"--device {job.device}: expected auto, cpu or cuda; --devices says how many")
+    if on_gpu and job.devices > gpus:
+        raise DetkitError(f"--devices {job.devices}: this machine has {count(gpus, 'CUDA device')}; use --device cpu")
+    if config.train.precision == "fp16" and not on_gpu:
+        raise DetkitError("train.precision: fp16 needs a GPU; on the CPU use bf16 or fp32")
+    processes = job.devices * job.nodes
+    if config.train.batch_size % processes:
+        raise DetkitError(
+            f"train.batch_size: {config.train.batch_size} pictures cannot be shared evenly by {processes} processes; "
+            "make it a multiple of them"
+        )
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # it tells of itself and of other products
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        return Trainer(
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=job.devices,
+            num_nodes=job.nodes,
+            strategy="ddp" if processes > 1 else "auto",
+            precision=_PRECISIONS[config.train.precision],
+            max_epochs=config.train.epochs,
+            accumulate_grad_batches=config.train.accumulate,
+            gradient_clip_val=config.train.clip_norm,
+            check_val_every_n_epoch=config.train.evaluate_every,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+def _load_data(job: Job, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
+    one_file = job.data.endswith(".json")
+    learned = load_dataset(job.data, job.split if job.split or one_file else "train")
+    evaluated = load_dataset(job.data, job.val_split)
+    for dataset in (learned, evaluated):
+        part = f"{dataset.source}, {dataset.split}" if dataset.split else str(dataset.source)
+        say(f"{part}: {count(len(dataset), 'picture')}, {count(sum(len(s.labels) for s in dataset.samples), 'object')}")
+        for note in dataset.notes:
+            say(f"{part}: {note}")
+    if learned.split == evaluated.split:
+        say("evaluated on the pictures that are learned: the scores say nothing about others; name a --val-split")
+    return learned, evaluated
+
+
+def _relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], None]) -> Dataset:
+    """Give the objects of a data set the labels of the model; objects of other classes are left out, and counted."""
+    if dataset.classes == classes:
+        return dataset
+    matched = match_classes(classes, dataset.classes)
+    for line in matched.lines:
+        say(line)
+    if all(label is None for label in matched.to_model):
+        raise DetkitError(
+            f"{dataset.source}: none of its classes ({', '.join(dataset.classes[:5])}, …) is among the config's; "
+            "leave out `classes` there to learn the classes of the data"
+        )
+    table = np.array([-1 if label is None else label for label in matched.to_model])
+    samples, dropped = [], 0
+    for sample in dataset.samples:
+        labels = table[sample.labels]
+        keep = labels >= 0
+        dropped += int((~keep).sum())
+        rows = {name: getattr(sample, name)[keep] for name in ("boxes", "crowd", "difficult")}
+        samples.append(replace(sample, labels=labels[keep], **rows))
+    if dropped:
+        say(f"{count(dropped, 'object')} of classes that are unknown to the model left out")
+    return replace(dataset, classes=classes, samples=samples)
+
+
+def _start_from(detector: Detector, path: Path, say: Callable[[str], None]) -> None:
+    """Load weights; where only the shape differs, as in the layers that know the classes, the random start stays."""
+    if path.suffix == ".weights":
+        load_weights(detector, path)
+        return
+    own, tensors = detector.state_dict(), read_tensors(path)
+    fresh = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
+    load_state(detector, tensors | {name: own[name] for name in fresh}, path)
+    if fresh:
+        say(
+            f"{path}: {len(own) - len(fresh)} of {len(own)} tensors taken over; new, of other shape: {', '.join(fresh)}"
+        )
+
+
+def _new_folder(out: Path | None) -> Path:
+    if out is None:
+        return next_run("train")
+    require_free(out)
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DetkitError(f"{folder}: is no folder of a training run that can go on: it has no {STATE}") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise DetkitError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    if state.get("format") != 1:
+        raise DetkitError(f"{path}: has format {state.get('format')}, this detkit reads format 1")
+    return state
+
+
+def _require_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
+    """Refuse settings that the weights or the optimizer's state of a stopped run do not fit."""
+    fixed = {
+        "the model": model_tree,
+        "train.optimizer.name": lambda config: config.train.optimizer.name,
+        "train.freeze": lambda config: (config.train.freeze, config.train.frozen_batch_norm),
+        "train.ema (on or off)": lambda config: config.train.ema is None,
+    }
+    for name, value in fixed.items():
+        if value(before) != value(now):
+            raise DetkitError(
+                f"{folder}: a run goes on with {name} as it was; for another start a new run with "
+                f"--weights {folder / 'last.safetensors'}"
+            )
+
+
+def _say(console: Console | None) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if console is not None:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return say
