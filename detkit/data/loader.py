@@ -2,7 +2,8 @@
 
 What a batch holds follows from (seed, epoch, step) alone: the main process decides on pictures and canvas size, and a
 sample's random numbers follow from (seed, epoch, index). So the number of workers changes nothing, and the batches
-that W processes draw at a step are the batch of one process with W times the batch size, cut into W shares.
+that W processes draw at a step are the batch of one process with W times the batch size, cut into W shares. (Only the
+padding of pictures of different sizes, `shortest_edge`, is each share's own.)
 
 No picture is left out or drawn twice. An epoch of N pictures takes the smallest number of steps that keeps to the
 batch size, and the pictures are dealt out evenly: the steps of an epoch, and the shares of a step, differ by one
