@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from detkit.errors import DetkitError, nearest
 
@@ -21,6 +22,17 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 MAX_PIXELS = 100_000_000
 """The largest picture read by default: 300 MB when decoded, while a header of a few bytes can claim any size."""
+
+_QUARTER_TURNS = frozenset({Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90})
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 _SAMPLES = ("astronaut", "chelsea")
 _pillow_limit = threading.Lock()
@@ -42,17 +54,16 @@ def read_picture(
     """
     with _open(source, max_pixels, name) as (picture, name):
         picture.load()
-        if apply_orientation:
-            ImageOps.exif_transpose(picture, in_place=True)
-        return np.array(_to_rgb(picture, name))
+        turn = _turn(picture) if apply_orientation else None
+        rgb = _to_rgb(picture, name)
+        return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 def picture_size(source: Path, *, apply_orientation: bool = True) -> tuple[int, int]:
     """Return (height, width) from a picture's header, without decoding it."""
     with _open(source, MAX_PIXELS, None) as (picture, _):
         width, height = picture.size
-        turned = apply_orientation and picture.format != "TIFF" and picture.getexif().get(0x0112, 1) >= 5
-        return (width, height) if turned else (height, width)
+        return (width, height) if apply_orientation and _turn(picture) in _QUARTER_TURNS else (height, width)
 
 
 def sample_picture(name: str) -> NDArray[np.uint8]:
@@ -113,6 +124,11 @@ def _unlimited() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _turn(picture: Image.Image) -> Transpose | None:
+    # Pillow turns TIFF itself. ImageOps.exif_transpose also writes the tags anew, which fails where they are malformed.
+    return None if picture.format == "TIFF" else _TURNS.get(picture.getexif().get(0x0112, 1))
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:

@@ -114,6 +114,16 @@ def test_orientation(rgb, tmp_path, orientation):
         assert picture_size(file, apply_orientation=False) == (40, 60)
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_tiff_is_always_turned(rgb, tmp_path, orientation):
+    file = tmp_path / "a.tiff"
+    file.write_bytes(with_orientation(rgb, orientation, "TIFF"))
+    turned = np.rot90(rgb, {3: 2, 6: -1, 8: 1}[orientation])
+    for apply_orientation in (True, False):
+        np.testing.assert_array_equal(read_picture(file, apply_orientation=apply_orientation), turned)
+        assert picture_size(file, apply_orientation=apply_orientation) == turned.shape[:2]
+
+
 def test_one_pixel():
     assert read_picture(encode(np.uint8([[[1, 2, 3]]]), "PNG")).tolist() == [[[1, 2, 3]]]
 
