@@ -21,9 +21,9 @@ _MISFIT = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
 class TimmBackbone(Backbone):
     """The maps of a timm model at the wanted strides, finest first; the stages behind the last of them are left out.
 
-    name: as timm lists it, with or without the tag of its weights. pretrained: download those weights. size_hw: (height,
-    width) of the pictures, by default the model's own; a model whose position tables are fixed is built for it and
-    takes no other. A plain transformer whose patch is no power of two (14) gets the next one (16), its weights
+    name: as timm lists it, with or without the tag of its weights. pretrained: download those weights. size_hw:
+    (height, width) of the pictures, by default the model's own; a model whose position tables are fixed is built for
+    it and takes no other. A plain transformer whose patch is no power of two (14) gets the next one (16), its weights
     resampled (FlexiViT, Beyer et al., 2022, arXiv 2212.08013). Raises DetkitError for an unknown name, a stride or a
     picture size that the model does not have, and weights that cannot be had.
     """
@@ -39,30 +39,24 @@ class TimmBackbone(Backbone):
         _check_name(name, pretrained)
         self.name = name
         self.strides = tuple(sorted(strides))
-        draft = _draft(name, {})
-        size_own: tuple[int, int] = tuple(draft.pretrained_cfg["input_size"][1:])
+        draft, patch = _draft_with_patch(name)
+        own_size = draft.pretrained_cfg["input_size"][1:]
         self.step = max(32, *self.strides)  # pictures of multiples of this fit every level
-        self.size_hw = size_hw or (_round_up(size_own[0], self.step), _round_up(size_own[1], self.step))
-
-        patch = _patch_options(draft, size_own)
-        if patch:
-            try:
-                draft = _draft(name, patch)
-            except TypeError:
-                patch = {}
-        levels = _levels(name, draft, self.strides)
-        options, self.any_size = _fit(name, patch, levels, self.size_hw, size_own, self.step)
+        self.size_hw = size_hw or (_round_up(own_size[0], self.step), _round_up(own_size[1], self.step))
 
         info = draft.feature_info
+        levels = _levels(name, info.reduction(), self.strides)
+        options, self.any_size, unused = _fit(name, patch, levels, self.size_hw, self.step, own_size)
         self.model = _create(name, pretrained, options, tuple(info.out_indices[level] for level in levels))
-        self.channels_last = _is_nhwc(self.model)
+        for key, parameter in self.model.named_parameters():
+            parameter.requires_grad_(key not in unused)
         self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ("mean", "std"))
         self.channels = tuple(info.channels()[level] for level in levels)
-        stride = info.reduction()[levels[-1]]
+        strides_own = tuple(info.reduction()[level] for level in levels)
         self.pyramid: SimpleFeaturePyramid | None = None
-        if self.strides != tuple(info.reduction()[level] for level in levels):
+        if self.strides != strides_own:
             try:
-                self.pyramid = SimpleFeaturePyramid(self.channels[0], stride, self.strides)
+                self.pyramid = SimpleFeaturePyramid(self.channels[0], strides_own[0], self.strides)
             except ValueError as error:
                 raise DetkitError(f"backbone.name: timm/{name} has {error}") from None
             self.channels = self.pyramid.channels
@@ -72,8 +66,8 @@ class TimmBackbone(Backbone):
         height, width = images.shape[-2:]
         if not self.any_size and (height, width) != self.size_hw:
             raise DetkitError(
-                f"timm/{self.name} was built for pictures of {_by(self.size_hw)} and its position tables are fixed, got "
-                f"{height}×{width}; build it for that size (preprocess.size) or take a model without such tables"
+                f"timm/{self.name} takes only pictures of the size it was built for, {_by(self.size_hw)}, got "
+                f"{height}×{width}; build it for that size (preprocess.size) or take another model"
             )
         try:
             maps: list[Tensor] = self.model(images)
@@ -84,7 +78,7 @@ class TimmBackbone(Backbone):
                 f"timm/{self.name} cannot take pictures of {height}×{width} ({_first_line(error)}); pad them to "
                 f"multiples of {self.step}"
             ) from error
-        if self.channels_last:
+        if _is_nhwc(self.model):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return self.pyramid(maps[0]) if self.pyramid is not None else maps
 
@@ -104,9 +98,9 @@ def _check_name(name: str, pretrained: bool) -> None:
         raise DetkitError(f"backbone.pretrained: timm has no weights of {name}; set it to false")
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple[int, ...]) -> nn.Module:
+def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple[int, ...]) -> Any:
     try:
-        model: nn.Module = timm.create_model(name, pretrained, features_only=True, out_indices=indices, **options)
+        return timm.create_model(name, pretrained, features_only=True, out_indices=indices, **options)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -114,7 +108,6 @@ def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple
             f"backbone.pretrained: the weights of timm/{name} could not be loaded ({_first_line(error)}); connect to "
             f"the network once, or set it to false"
         ) from error
-    return model
 
 
 def _draft(name: str, options: dict[str, Any]) -> Any:
@@ -123,22 +116,27 @@ def _draft(name: str, options: dict[str, Any]) -> Any:
         return timm.create_model(name, features_only=True, **options).eval()
 
 
-def _patch_options(draft: Any, size_own: tuple[int, int]) -> dict[str, Any]:
-    """Return what makes the patch of a plain transformer a power of two, its position table as large as before."""
-    strides = set(draft.feature_info.reduction())
-    patch = strides.pop()
-    if strides or patch.bit_count() == 1:
-        return {}
+def _draft_with_patch(name: str) -> tuple[Any, dict[str, Any]]:
+    """Return the draft and the arguments that make a plain transformer's patch a power of two.
+
+    The picture it is made for grows with the patch, so that its position table keeps its size.
+    """
+    draft = _draft(name, {})
+    patch, *others = set(draft.feature_info.reduction())
+    if others or patch.bit_count() == 1:
+        return draft, {}
     wanted = 1 << patch.bit_length()
     options: dict[str, Any] = {"patch_size": wanted}
     if draft.pretrained_cfg["fixed_input_size"]:
-        options["img_size"] = tuple(side // patch * wanted for side in size_own)
-    return options
+        options["img_size"] = tuple(side // patch * wanted for side in draft.pretrained_cfg["input_size"][1:])
+    try:
+        return _draft(name, options), options
+    except TypeError:
+        return draft, {}
 
 
-def _levels(name: str, draft: Any, strides: tuple[int, ...]) -> list[int]:
-    """Return which of the draft's maps have the wanted strides; of a plain transformer, the last one."""
-    own = draft.feature_info.reduction()
+def _levels(name: str, own: list[int], strides: tuple[int, ...]) -> list[int]:
+    """Return which of the model's maps have the wanted strides; of a plain transformer, the last one."""
     if len(set(own)) == 1:
         return [len(own) - 1]
     missing = [stride for stride in strides if stride not in own]
@@ -155,49 +153,56 @@ def _fit(
     patch: dict[str, Any],
     levels: list[int],
     size_hw: tuple[int, int],
-    size_own: tuple[int, int],
     step: int,
-) -> tuple[dict[str, Any], bool]:
-    """Return the arguments with which the model takes pictures of size_hw, and whether it takes any other size too."""
-    fixed, reason = None, ""
+    own_size: Sequence[int],
+) -> tuple[dict[str, Any], bool, set[str]]:
+    """Return the arguments to build the model with, whether it then takes any size, and its unused parameters."""
+    found, reason = None, ""
     for attempt in (
-        {},
         {"dynamic_img_size": True, "dynamic_img_pad": True},
+        {},
         {"dynamic_img_size": True, "img_size": size_hw},  # Swin: windows and shifts follow this size
         {"img_size": size_hw},
     ):
         options = {**patch, **attempt}
         try:
             draft = _draft(name, options)
-            _run(draft, levels, size_hw)
+            maps = _run(draft, levels, size_hw)
         except _MISFIT as error:
             if "unexpected keyword" not in str(error):
-                reason = _first_line(error)
+                reason = f" ({_first_line(error)})"
             continue
         try:
             _run(draft, levels, (size_hw[0] + step, size_hw[1] + 2 * step))
         except _MISFIT:
-            fixed = fixed or options
+            found = found or (options, False, _unused(draft, maps))
         else:
-            return options, True
-    if fixed is not None:
-        return fixed, False
+            return options, True, _unused(draft, maps)
+    if found is not None:
+        return found
     raise DetkitError(
-        f"backbone.name: timm/{name} gives no maps for pictures of {_by(size_hw)} ({reason}); it was made for "
-        f"{_by(size_own)}, set preprocess.size or take another model"
+        f"backbone.name: timm/{name} gives no maps for pictures of {_by(size_hw)}{reason}; it was made for "
+        f"{_by(own_size)}, set preprocess.size or take another model"
     )
 
 
-def _run(draft: Any, levels: list[int], size_hw: tuple[int, int]) -> None:
-    """Run the draft on a picture of this size; raise ValueError where a map is not size / stride."""
-    with torch.no_grad():
-        maps = draft(torch.empty(1, 3, *size_hw, device="meta"))
-    strides = draft.feature_info.reduction()
+def _run(draft: Any, levels: list[int], size_hw: tuple[int, int]) -> list[Tensor]:
+    """Return the draft's maps of a picture of this size; raise ValueError where one is not size / stride."""
+    maps = draft(torch.empty(1, 3, *size_hw, device="meta"))
     for level in levels:
+        stride = draft.feature_info.reduction()[level]
         got = tuple(maps[level].shape[1:3] if _is_nhwc(draft) else maps[level].shape[2:])
-        expected = size_hw[0] // strides[level], size_hw[1] // strides[level]
+        expected = size_hw[0] // stride, size_hw[1] // stride
         if got != expected:
-            raise ValueError(f"its map of stride {strides[level]} is {_by(got)}, not {_by(expected)}")
+            raise ValueError(f"its map of stride {stride} is {_by(got)}, not {_by(expected)}")
+    return [maps[level] for level in levels]
+
+
+def _unused(draft: Any, maps: list[Tensor]) -> set[str]:
+    """Return the parameters that none of the maps depends on, such as HRNet's for a stride that is not wanted."""
+    names, parameters = zip(*draft.named_parameters(), strict=True)
+    gradients = torch.autograd.grad([x.sum() for x in maps], parameters, allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
 
 
 def _is_nhwc(model: nn.Module) -> bool:

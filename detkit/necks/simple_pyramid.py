@@ -6,12 +6,12 @@ section 3 and appendix A.2. Shapes: B pictures, C channels, h × w cells of the 
 
 from collections.abc import Sequence
 
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Maps of every stride made from one map, all in parallel: [B, C, h, w] → [B, channels_out, h·s/t, w·s/t] per stride t.
+    """Maps of all strides t made from one of stride s: [B, C, h, w] → [B, channels_out, h·s/t, w·s/t] each.
 
     A finer map comes by 2×2 deconvolutions that halve the channels, a coarser one by max-pooling; then each has a 1×1
     and a 3×3 convolution. Raises ValueError where a stride is not stride_in times or divided by a power of two.
