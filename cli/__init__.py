@@ -1,15 +1,15 @@
 """The command line: every command parses, calls one function of detkit, and prints."""
 
-import os
 import sys
 from typing import Annotated
 
 import typer
 
 from detkit import __version__
-from detkit.cli.detect import detect_command
-from detkit.cli.eval import eval_command
 from detkit.errors import DetkitError
+
+from .detect import detect_command
+from .eval import eval_command
 
 app = typer.Typer(
     name="detkit",
@@ -45,10 +45,3 @@ def main() -> None:
     except DetkitError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of stdout has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-
-
-if __name__ == "__main__":
-    main()

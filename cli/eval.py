@@ -19,7 +19,9 @@ def eval_command(
     detections: Annotated[
         Path | None, typer.Option(help="Detections made elsewhere, as a COCO result list (.json), in place of --model.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="The part of the data.  [default: the validation split]")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The part of the data.", show_default="the validation split")
+    ] = None,
     metric: Annotated[
         Literal["coco", "voc07", "voc"],
         typer.Option(
@@ -28,34 +30,36 @@ def eval_command(
     ] = "coco",
     match_iou: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1, help="Overlap at which VOC's metrics take an object for found.  [default: 0.5]"),
+        typer.Option(
+            min=0.01, max=1, help="Overlap at which VOC's metrics take an object for found.", show_default="0.5"
+        ),
     ] = None,
     evaluator: Annotated[
         Literal["hotcoco", "pycocotools"],
         typer.Option(help="What computes COCO's numbers; they are the same, hotcoco is faster."),
     ] = "hotcoco",
     score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Count detections that score above this.  [default: 0.001]")
+        float | None, typer.Option(min=0, max=1, help="Count detections that score above this.", show_default="0.001")
     ] = None,
     iou: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.  [default: the model's]"),
+        typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.", show_default="the model's"),
     ] = None,
     max_detections: Annotated[
-        int | None, typer.Option(min=1, help="Count at most so many detections of a picture.  [default: 100]")
+        int | None, typer.Option(min=1, help="Count at most so many detections of a picture.", show_default="100")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures that go through the model at once.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Numbers to compute in.")] = "fp32",
     resize: Annotated[
         Literal["stretch", "letterbox"] | None,
-        typer.Option(help="How pictures are brought to the model's size.  [default: the model's]"),
+        typer.Option(help="How pictures are brought to the model's size.", show_default="the model's"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A new or empty folder for metrics.json, detections.json, pr_curves.png and confusion_matrix.png.  "
-            "[default: runs/eval/<n>, the next free number]"
+            help="A new or empty folder for metrics.json, detections.json, pr_curves.png and confusion_matrix.png.",
+            show_default="runs/eval/<n>, the next free number",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -71,7 +75,7 @@ def eval_command(
     from detkit.config import validate
     from detkit.data.dataset import load_dataset
     from detkit.errors import DetkitError
-    from detkit.evaluate.report import class_table, summary_table
+    from detkit.evaluate.report import print_result
     from detkit.evaluate.run import evaluate_model, evaluate_results, results_folder
     from detkit.model import load
     from detkit.ops.nms import Selection
@@ -96,7 +100,7 @@ def eval_command(
 
     dataset = load_dataset(data, split)
     for note in dataset.notes:
-        messages.print(f"{dataset.source}: {note}")
+        messages.print(note)
     with results_folder(out) as folder:
         if model is not None:
             detector = load(model, weights, device=device, precision=precision, resize=resize)
@@ -123,7 +127,5 @@ def eval_command(
     if json:
         print(dumps(evaluation.result.to_json()))
     else:
-        console = Console(highlight=False)
-        console.print(class_table(evaluation.result))
-        console.print(summary_table(evaluation.result))
-        console.print(f"\n{len(evaluation.detections)} detections in {len(dataset)} pictures; saved to {folder}")
+        print_result(evaluation.result, Console(highlight=False))
+        print(f"\n{len(evaluation.detections)} detections in {len(dataset)} pictures; saved to {folder}")

@@ -20,9 +20,7 @@ def train_command(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a value, as train.epochs=30; repeatable."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, as train.epochs=30; repeatable."),
     ] = None,
     out: Annotated[
         Path | None,

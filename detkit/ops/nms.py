@@ -31,6 +31,7 @@ class Selection(Strict):
     score: candidates must be above it. iou: overlap above which the weaker box of a pair goes. max_detections: results
     a picture. class_agnostic: boxes of different labels suppress each other too. method: `greedy`; `soft` lowers scores
     by exp(−IoU²/σ) instead (Soft-NMS, arXiv 1704.04503) with `sigma`; `diou` compares by DIoU (arXiv 1911.08287).
+    labels: only these are reported, all if there are none; the others neither suppress nor count.
     max_candidates: only that many best candidates of a picture enter, or ten times `max_detections` if that is more;
     a warning says when it bites.
     """
@@ -41,6 +42,7 @@ class Selection(Strict):
     class_agnostic: bool = False
     method: Literal["greedy", "soft", "diou"] = "greedy"
     sigma: float = Field(0.5, gt=0)
+    labels: tuple[int, ...] = ()
     max_candidates: PositiveInt = 30_000
 
     @property
@@ -85,6 +87,8 @@ def warn_of_cap(candidates: Candidates, selection: Selection) -> None:
 def _by_score(candidates: Candidates, selection: Selection) -> Candidates:
     """Sort the rows above the score threshold by falling score, equal ones by rising index, and cut at the cap."""
     above = candidates.valid & (candidates.scores > selection.score)
+    if selection.labels:
+        above &= torch.isin(candidates.labels, candidates.labels.new_tensor(selection.labels))
     scores = candidates.scores.masked_fill(~above, -torch.inf)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     order = order[:, : selection.cap]

@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -73,14 +70,13 @@ def detect(
     reported; `max_detections` counts only them. save, out: as in `Writer`. progress: show a bar on stderr. Raises
     DetkitError when a name finds nothing, the only picture cannot be read, or a result cannot be written.
     """
-    selection = selection or model.selection
-    labels = _labels(model.classes, classes)
+    selection = (selection or model.selection).model_copy(update={"labels": _labels(model.classes, classes)})
     sources = find_sources(names)
     alone = [source.name for source in sources] == list(names) and len(names) == 1
     summary = Summary(len(sources))
     frames = read_frames(sources, max_pixels, ahead=batch_size)
     with Writer(save, out, model.classes) as writer, closing(frames), _progress(sources, progress) as advance:
-        for result in _predict(model, frames, batch_size, selection, labels):
+        for result in _predict(model, frames, batch_size, selection):
             if isinstance(result, Failure):
                 if alone:
                     raise result.error
@@ -101,34 +97,22 @@ def describe(detections: Detections, classes: Sequence[str]) -> str:
 
 
 def _predict(
-    model: Model, frames: Iterable[Frame | Failure], batch_size: int, selection: Selection, labels: torch.Tensor | None
+    model: Model, frames: Iterable[Frame | Failure], batch_size: int, selection: Selection
 ) -> Iterator[Result | Failure]:
     """Run the model on batches of the frames; failures keep their place."""
     frames = iter(frames)
     while items := list(islice(frames, batch_size)):
         pictures = [item.picture for item in items if isinstance(item, Frame)]
-        found = iter(_find(model, pictures, selection, labels) if pictures else [])
+        found = iter(model.predict(pictures, selection) if pictures else [])
         for item in items:
             yield Result(item, next(found)) if isinstance(item, Frame) else item
 
 
-def _find(
-    model: Model, pictures: Sequence[NDArray[np.uint8]], selection: Selection, labels: torch.Tensor | None
-) -> list[Detections]:
-    if labels is None:
-        return model.predict(pictures, selection)
-    # The most that leaves the cap on candidates as it is: other classes shall not take the places of the wanted ones.
-    places = max(selection.max_detections, selection.max_candidates // 10)
-    found = model.predict(pictures, selection.model_copy(update={"max_detections": places}))
-    wanted = [detections[torch.isin(detections.labels, labels)] for detections in found]
-    return [detections[: selection.max_detections] for detections in wanted]
-
-
-def _labels(known: Sequence[str], wanted: Collection[str]) -> torch.Tensor | None:
+def _labels(known: Sequence[str], wanted: Collection[str]) -> tuple[int, ...]:
     for name in wanted:
         if name not in known:
             raise DetkitError(f"--classes {name}: is no class of the model{nearest(name, known)}")
-    return torch.tensor([label for label, name in enumerate(known) if name in wanted]) if wanted else None
+    return tuple(label for label, name in enumerate(known) if name in wanted)
 
 
 def _count(summary: Summary, result: Result, classes: Sequence[str]) -> None:

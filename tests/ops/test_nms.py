@@ -120,6 +120,23 @@ def test_results_are_clipped_to_each_picture() -> None:
     assert result.boxes[:, 0].tolist() == [[0, 0, 30, 20], [0, 0, 40, 50]]
 
 
+def test_only_the_wanted_labels_enter() -> None:
+    table = candidates([80, 40], classes=4)
+    only = select(table, Selection(score=0, labels=(1, 3), class_agnostic=True))
+    wanted = [torch.isin(table.labels[b], torch.tensor([1, 3])) & table.valid[b] for b in range(2)]
+    alone = Candidates.from_flat(
+        torch.repeat_interleave(torch.arange(2), torch.tensor([int(w.sum()) for w in wanted])),
+        torch.cat([table.boxes[b][w] for b, w in enumerate(wanted)]),
+        torch.cat([table.scores[b][w] for b, w in enumerate(wanted)]),
+        torch.cat([table.labels[b][w] for b, w in enumerate(wanted)]),
+        2,
+    )
+    expected = select(alone, Selection(score=0, class_agnostic=True))
+    for b, n in enumerate(expected.count.tolist()):
+        assert only.count[b] == n
+        assert torch.equal(only.boxes[b, :n], expected.boxes[b, :n])
+
+
 def test_the_cap_keeps_the_best_and_is_announced_and_lifted() -> None:
     n = 50
     low = torch.arange(n).float()[:, None] * 20

@@ -1,0 +1,5 @@
+"""`python -m detkit.cli` is `detkit`."""
+
+from . import main
+
+main()
