@@ -5,6 +5,7 @@ They are drawn through matplotlib's objects, without its global state, so that t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,9 +26,7 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
     scores: the AP that stands beside each class. Ten classes or fewer get colours of their own; more are coloured by
     their AP; beyond 24 only the best and the worst are named.
     """
-    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    _dress(axes, title)
+    figure, axes = _canvas(6.5, 5.5, title)
     axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1), ylim=(0, 1.01))
     axes.grid(color=_GRID, linewidth=0.8)
     if not curves:
@@ -39,11 +38,11 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
     for rank, name in enumerate(sorted(curves, key=lambda name: -scores[name])):
         precision = _until_zero(curves[name])
         color = colormaps["tab10"](rank) if few else colormaps["viridis_r"](scores[name])
-        (line,) = axes.plot(recall, precision, color=color, linewidth=2 if few else 1.1, alpha=1 if few else 0.75)
+        (line,) = axes.step(recall, precision, color=color, linewidth=2 if few else 1.1, alpha=1 if few else 0.75)
         lines.append(line)
         labels.append(f"{scores[name]:.3f}  {_short(name)}")
         if len(curves) == 1:
-            axes.fill_between(recall, precision, color=color, alpha=0.12, linewidth=0)
+            axes.fill_between(recall, precision, step="pre", color=color, alpha=0.12, linewidth=0)
     if len(lines) > _LISTED:
         gap = f"… {len(lines) - _LISTED} more …"
         lines = [*lines[:half], *axes.plot([], [], alpha=0), *lines[-half:]]
@@ -51,7 +50,7 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
     if len(curves) > 1:
         mean = np.mean([scores[name] for name in curves])
         middle = _until_zero(np.mean(list(curves.values()), axis=0))
-        lines = [*axes.plot(recall, middle, color=_INK, linewidth=3), *lines]
+        lines = [*axes.step(recall, middle, color=_INK, linewidth=3), *lines]
         labels = [f"{mean:.3f}  mean of {len(curves)} classes", *labels]
     axes.legend(
         lines, labels, title="AP and class", loc="upper left", bbox_to_anchor=(1.02, 1.01), borderaxespad=0,
@@ -70,10 +69,8 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
     shares = matrix / np.maximum(totals, 1)[:, None]
     count = len(names)
     cell = max(0.2, 0.62 - 0.012 * count)  # inches
-    side = max(2.2, cell * count)
-    figure = Figure(figsize=(side + 2.6, side + 1.9), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    _dress(axes, title)
+    side = max(3.4, cell * count)
+    figure, axes = _canvas(side, side, title)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.6, 0, 1))  # brings out the rare
     font = float(np.clip(cell * 20, 5.5, 10))
     axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=font)
@@ -90,20 +87,33 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
             column, row, _compact(matrix[row, column]), ha="center", va="center", fontsize=font * 0.9,
             color="white" if shares[row, column] > 0.45 else _INK,
         )  # fmt: skip
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, shrink=min(1, 4 / side + 0.2))
+    height = min(side, 4) / side
+    scale = figure.add_axes((1 + 0.25 / side, (1 - height) / 2, 0.18 / side, height))
+    bar = figure.colorbar(image, cax=scale)
     bar.set_label("Share of the row", color=_MUTED, fontsize=max(font, 7))
     bar.ax.tick_params(labelsize=max(font, 7), color=_MUTED, labelcolor=_MUTED)
     bar.outline.set_visible(False)
     return figure
 
 
-def _dress(axes: Axes, title: str) -> None:
+def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Make axes of this size in inches; what stands around them is cut to fit when the figure is saved (`to_png`)."""
+    figure = Figure(figsize=(width, height), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.set_title(title, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=10)
     axes.spines[:].set_visible(False)
     axes.tick_params(color=_GRID, labelcolor=_MUTED)
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
     axes.set_axisbelow(True)
+    return figure, axes
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.2)
+    return buffer.getvalue()
 
 
 def _until_zero(precision: Floats) -> Floats:

@@ -1,37 +1,36 @@
-"""A result as tables for the terminal."""
+"""A result on the terminal."""
 
 from __future__ import annotations
 
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from detkit.evaluate.coco import CocoResult
 from detkit.evaluate.voc import VocResult
 
 
-def class_table(result: CocoResult | VocResult) -> Table:
-    """Return a row for each class that has objects, and a last line that names those without."""
+def print_result(result: CocoResult | VocResult, console: Console) -> None:
+    """Print a line for each class that has objects, the names of those without, and the numbers over all classes."""
     columns = ("AP", "AP50") if isinstance(result, CocoResult) else ("AP",)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.add_column("class")
+    classes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    classes.add_column("class")
     for name in ("objects", *columns):
-        table.add_column(name, justify="right")
+        classes.add_column(name, justify="right")
     for name, scores in result.per_class.items():
         if scores.objects:
-            values = [_number(getattr(scores, column)) for column in columns]
-            table.add_row(name, str(scores.objects), *values)
+            classes.add_row(
+                escape(name), str(scores.objects), *(_number(getattr(scores, column)) for column in columns)
+            )
+    console.print(classes)
     absent = [name for name, scores in result.per_class.items() if not scores.objects]
     if absent:
-        table.caption = f"{len(absent)} without objects: {', '.join(absent)}"
-    return table
-
-
-def summary_table(result: CocoResult | VocResult) -> Table:
-    """Return the metric's numbers over all classes; a dash where there is nothing to average."""
-    table = Table.grid(padding=(0, 2))
+        console.print(f"{len(absent)} classes have no objects: {escape(', '.join(absent))}\n")
+    summary = Table.grid(padding=(0, 2))
     for key, meaning in _meanings(result).items():
-        table.add_row(key, _number(result.summary[key]), meaning)
-    return table
+        summary.add_row(key, _number(result.summary[key]), meaning)
+    console.print(summary)
 
 
 def _meanings(result: CocoResult | VocResult) -> dict[str, str]:

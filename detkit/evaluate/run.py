@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from detkit.data.dataset import Dataset, Sample
@@ -23,7 +21,7 @@ from detkit.data.names import match_classes
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator, CocoResult, Program
 from detkit.evaluate.confusion import confusion_matrix
-from detkit.evaluate.plots import plot_confusion, plot_curves
+from detkit.evaluate.plots import plot_confusion, plot_curves, to_png
 from detkit.evaluate.records import DetectionTable, GroundTruth, read_results, to_results
 from detkit.evaluate.voc import VocEvaluator, VocResult
 from detkit.files import write_atomically
@@ -56,8 +54,8 @@ class Evaluation:
         contents: tuple[str | bytes, ...] = (
             json.dumps(self.result.to_json(), indent=2) + "\n",
             json.dumps(to_results(self.detections, self.truth)),
-            _png(curves),
-            _png(confusion),
+            to_png(curves),
+            to_png(confusion),
         )
         for name, content in zip(_FILES, contents, strict=True):
             write_atomically(folder / name, content)
@@ -124,18 +122,21 @@ def results_folder(out: Path | None) -> Iterator[Path]:
     """
     if out is None:
         folder = next_run("eval")
+        made = [folder, *folder.parents[:2]]
     else:
         folder = out
+        made = [folder]
         require_free(folder)
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     except BaseException:
-        with suppress(OSError):
-            for name in _FILES:
-                (folder / name).unlink(missing_ok=True)
-            folder.rmdir()
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that holds anything else stays
+            for path in made:
+                path.rmdir()
         raise
 
 
@@ -172,12 +173,6 @@ def _read_ahead(samples: Sequence[Sample], ahead: int) -> Generator[NDArray[np.u
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.2)
-    return buffer.getvalue()
 
 
 def _list(names: Sequence[str]) -> str:

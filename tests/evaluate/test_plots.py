@@ -1,0 +1,75 @@
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from detkit.data.names import CLASS_LISTS
+from detkit.evaluate.plots import plot_confusion, plot_curves, to_png
+
+
+def names(count: int) -> list[str]:
+    return list(CLASS_LISTS["coco"])[:count]
+
+
+def curves(count: int) -> dict[str, np.ndarray]:
+    reach = np.random.default_rng(0).random(count)
+    return {name: np.clip(1 - np.linspace(0, 1, 101) / r, 0, 1) for name, r in zip(names(count), reach, strict=True)}
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(to_png(figure), np.uint8), cv2.IMREAD_COLOR).reshape(-1, 3)
+
+
+@pytest.mark.parametrize(("count", "entries"), [(1, 1), (3, 4), (20, 21), (80, 26)])
+def test_curves_name_the_classes_by_rank(count: int, entries: int):
+    table = curves(count)
+    scores = {name: float(values.mean()) for name, values in table.items()}
+    figure = plot_curves(table, scores, "title")
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(labels) == entries
+    best = max(scores, key=scores.__getitem__)
+    assert f"{scores[best]:.3f}  {best}" == labels[0 if count == 1 else 1]
+    if count > 1:
+        assert labels[0] == f"{np.mean(list(scores.values())):.3f}  mean of {count} classes"
+        worst = min(scores, key=scores.__getitem__)
+        assert labels[-1] == f"{scores[worst]:.3f}  {worst}"
+    if count == 80:
+        assert labels[13] == "… 56 more …"
+    drawn = [line for line in axes.lines if len(line.get_xdata())]
+    assert len(drawn) == count + (count > 1)
+    assert len(np.unique(pixels(figure), axis=0)) > 10
+
+
+def test_curves_without_classes():
+    (axes,) = plot_curves({}, {}, "title").axes
+    assert [text.get_text() for text in axes.texts] == ["no objects to find"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_confusion_shows_counts_and_shares(count: int):
+    matrix = np.random.default_rng(0).integers(0, 3, (count + 1, count + 1)) * 7
+    matrix[0] = 0
+    matrix[0, 0] = 2345
+    matrix[-1, -1] = 0
+    axes = plot_confusion(matrix, names(count), "title").axes[0]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    assert shown[(0, 0)] == "2.3k"
+    assert len(shown) == np.count_nonzero(matrix)
+    np.testing.assert_allclose(
+        axes.images[0].get_array().sum(1), matrix.any(1), err_msg="each row that counts anything adds up to 1"
+    )
+    assert axes.get_xticklabels()[-1].get_text() == "background"
+    assert axes.get_yticklabels()[0].get_text() == f"{names(1)[0]}  (2,345)"
+
+
+@pytest.mark.slow
+def test_confusion_of_many_classes_fits():
+    matrix = np.random.default_rng(0).integers(0, 2, (81, 81))
+    figure = plot_confusion(matrix, names(80), "title")
+    pixels(figure)  # lays out
+    axes = figure.axes[0]
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(boxes)), "names overlap"
