@@ -55,7 +55,7 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
     file_names = _column(image_rows, "file_name", {str}, file, "images")
     sizes = [_column(image_rows, key, {int}, file, "images") for key in ("height", "width")]
     for image_id, height, width in zip(image_ids, *sizes, strict=True):
-        if height < 1 or width < 1:
+        if not (0 < height < 2**31 and 0 < width < 2**31):
             raise DetkitError(f"{file}: image {image_id} is {width} wide and {height} high; correct its size")
     folder = images or _find_images(file, split, file_names)
     paths = [folder / name for name in file_names]
@@ -70,7 +70,11 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
     if not set(map(len, boxes)) <= {4} or not set(map(type, chain.from_iterable(boxes))) <= {int, float}:
         row = next(i for i, box in enumerate(boxes) if len(box) != 4 or not set(map(type, box)) <= {int, float})
         raise DetkitError(f"{describe(row)}: expected four numbers [x, y, width, height], got {boxes[row]!r}")
-    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    try:
+        corners = np.array(boxes, np.float64).reshape(-1, 4)
+    except OverflowError:  # JSON's whole numbers have no end
+        row = next(i for i, box in enumerate(boxes) if any(abs(value) >= 2**1023 for value in box))
+        raise DetkitError(f"{describe(row)}: one of the numbers is too large") from None
     corners[:, 2:] += corners[:, :2]
     crowd = [row.get("iscrowd", 0) for row in annotations]
     for row, value in enumerate(crowd):
@@ -102,7 +106,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise DetkitError(
             f"{file}, line {error.lineno}, column {error.colno}: is not valid JSON: {error.msg}"
         ) from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise DetkitError(f"{file}: is not a JSON file") from None
     finally:
         if collecting:

@@ -114,6 +114,8 @@ DELETED = object()
         ("annotations", 0, "id", 12, r"the annotation id 12 stands twice"),
         ("images", 0, "id", 4, r"the image id 4 stands twice"),
         ("images", 0, "id", 4.5, r"images\[0\], 'id': expected a whole number or a text, got 4.5"),
+        ("annotations", 0, "bbox", [1, 2, 10**400, 4], r"annotation 11, 'bbox': one of the numbers is too large"),
+        ("images", 0, "height", 10**400, r"image 30 is 60 wide"),
         ("images", 0, "height", 0, r"image 30 is 60 wide and 0 high"),
         ("images", 0, "height", "40", r"images\[0\] \(id 30\), 'height': expected a whole number, got '40'"),
         ("categories", 0, "id", 7, r"the category id 7 stands twice"),
