@@ -11,7 +11,7 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,6 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
 
     annotation_ids = _column(annotations, "id", {int, str}, file, "annotations")
     _unique(annotation_ids, file, "annotation id")
-    boxes = _column(annotations, "bbox", {list}, file, "annotations")
-    if not set(map(len, boxes)) <= {4} or not set(map(type, chain.from_iterable(boxes))) <= {int, float}:
-        row = next(i for i, box in enumerate(boxes) if len(box) != 4 or not set(map(type, box)) <= {int, float})
-        raise DetkitError(f"{describe(row)}: expected four numbers [x, y, width, height], got {boxes[row]!r}")
-    try:
-        corners = np.array(boxes, np.float64).reshape(-1, 4)
-    except OverflowError:  # JSON's whole numbers have no end
-        row = next(i for i, box in enumerate(boxes) if any(abs(value) >= 2**1023 for value in box))
-        raise DetkitError(f"{describe(row)}: one of the numbers is too large") from None
-    corners[:, 2:] += corners[:, :2]
     crowd = [row.get("iscrowd", 0) for row in annotations]
     for row, value in enumerate(crowd):
         if value not in (0, 1):
@@ -83,7 +73,7 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
     picture_of = {image_id: index for index, image_id in enumerate(image_ids)}
     objects = Objects(
         picture=_look_up(annotations, "image_id", picture_of, file),
-        boxes=corners,
+        boxes=_corners(annotations, file, describe),
         labels=_look_up(annotations, "category_id", label_of, file),
         crowd=np.array(crowd, bool),
         difficult=np.zeros(len(crowd), bool),
@@ -160,6 +150,21 @@ def _look_up(rows: list[dict[str, Any]], key: str, index: dict[Any, int], file: 
         raise DetkitError(
             f"{file}: annotation {rows[row]['id']}, {key!r}: {error.args[0]!r} is not the id of any entry in {table!r}"
         ) from None
+
+
+def _corners(annotations: list[dict[str, Any]], file: Path, describe: Callable[[int], str]) -> NDArray[np.float64]:
+    """Return the boxes, [x, y, width, height] in the file, as xyxy [N, 4]."""
+    boxes = _column(annotations, "bbox", {list}, file, "annotations")
+    if not set(map(len, boxes)) <= {4} or not set(map(type, chain.from_iterable(boxes))) <= {int, float}:
+        row = next(i for i, box in enumerate(boxes) if len(box) != 4 or not set(map(type, box)) <= {int, float})
+        raise DetkitError(f"{describe(row)}: expected four numbers [x, y, width, height], got {boxes[row]!r}")
+    try:
+        corners = np.array(boxes, np.float64).reshape(-1, 4)
+    except OverflowError:  # JSON's whole numbers have no end
+        row = next(i for i, box in enumerate(boxes) if any(abs(value) >= 2**1023 for value in box))
+        raise DetkitError(f"{describe(row)}: one of the numbers is too large") from None
+    corners[:, 2:] += corners[:, :2]
+    return corners
 
 
 def _find_images(file: Path, split: str | None, names: Sequence[str]) -> Path:
