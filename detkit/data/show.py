@@ -1,0 +1,100 @@
+"""A training batch as one picture to look at: what the network is shown, with the boxes it is to learn."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from detkit.structures import Batch, Target
+
+Color = tuple[int, int, int]
+
+_MOST = 16  # pictures on a sheet
+_TILE = 416  # pixels of a tile's longer side
+_GAP = 6
+_GROUND = (24, 24, 27)
+_LINE = 2
+
+
+def batch_mosaic(batch: Batch, targets: Sequence[Target], classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Draw the first 16 pictures of a batch on one sheet [H, W, 3] RGB, with boxes and class names.
+
+    Boxes that are to be ignored (crowd, difficult) are dashed. Large boxes are drawn first, names last.
+    """
+    tiles = [
+        _tile((image * 255).round().byte().permute(1, 2, 0).numpy(force=True), target.to("cpu"), classes)
+        for image, target in zip(batch.images[:_MOST], targets[:_MOST], strict=True)
+    ]
+    width, height = tiles[0].size
+    columns = math.ceil(math.sqrt(len(tiles) * height / width))
+    rows = math.ceil(len(tiles) / columns)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _GROUND)
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        sheet.paste(tile, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
+    return np.array(sheet)
+
+
+def _tile(pixels: NDArray[np.uint8], target: Target, classes: Sequence[str]) -> Image.Image:
+    height, width = pixels.shape[:2]
+    scale = _TILE / max(height, width)
+    tile = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(tile, "RGBA")
+    boxes = (target.boxes * scale).numpy().round().astype(int)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:] - 1, boxes[:, :2])  # the last pixel inside
+    large_first = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable").tolist()
+    ignored = (target.crowd | target.difficult).tolist()
+    labels, corners = target.labels.tolist(), boxes.tolist()
+    for i in large_first:
+        _outline(pen, corners[i], _color(labels[i]), dashed=ignored[i])
+    for i in large_first:
+        _tag(pen, corners[i], classes[labels[i]], _color(labels[i]), tile.size)
+    return tile
+
+
+def _outline(pen: ImageDraw.ImageDraw, corners: list[int], color: Color, *, dashed: bool) -> None:
+    x1, y1, x2, y2 = corners
+    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0, 110))  # to be seen on any ground
+    if not dashed:
+        pen.rectangle((x1, y1, x2, y2), outline=color, width=_LINE)
+        return
+    dash = 5
+    for x in range(x1, x2 + 1, 2 * dash):
+        for y in (y1, max(y1, y2 - _LINE + 1)):
+            pen.rectangle((x, y, min(x + dash - 1, x2), min(y + _LINE - 1, y2)), fill=color)
+    for y in range(y1, y2 + 1, 2 * dash):
+        for x in (x1, max(x1, x2 - _LINE + 1)):
+            pen.rectangle((x, y, min(x + _LINE - 1, x2), min(y + dash - 1, y2)), fill=color)
+
+
+def _tag(pen: ImageDraw.ImageDraw, corners: list[int], name: str, color: Color, size: tuple[int, int]) -> None:
+    """Write the name above the box, or inside at its top where the tile ends; a box narrower than half of it has none."""
+    x1, y1, x2, _ = corners
+    font = _font()
+    w, h = round(font.getlength(name)) + 6, sum(font.getmetrics())
+    if x2 - x1 < w / 2:
+        return
+    left, top = max(0, min(x1, size[0] - w)), y1 - h if y1 >= h else y1
+    pen.rectangle((left, top, left + w - 1, top + h - 1), fill=color)
+    dark = np.dot(color, (0.299, 0.587, 0.114)) < 140
+    pen.text((left + 3, top), name, fill=(255, 255, 255) if dark else (0, 0, 0), font=font)
+
+
+def _color(label: int) -> Color:
+    """Steps of the golden section around the colour circle: neighbouring labels lie far apart."""
+    red, green, blue = colorsys.hsv_to_rgb(0.97 + label * 0.618034, 0.8, 1)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
