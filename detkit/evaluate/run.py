@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from detkit.data.dataset import Dataset, Sample
@@ -28,7 +27,6 @@ from detkit.files import write_atomically
 from detkit.model import Model
 from detkit.ops.nms import Selection
 from detkit.predict.runs import explained, next_run, require_free
-from detkit.structures import Detections
 
 Metric = Literal["coco", "voc07", "voc"]
 
@@ -88,16 +86,18 @@ def evaluate_model(
             f"{data.source}: none of its classes ({_list(data.classes)}) is known to the model {model.name} "
             f"({_list(model.classes)}); pass a model of these classes, or name them alike"
         )
-    data_label = {label: index for index, label in enumerate(matched.to_model)}
+    data_label = {label: index for index, label in enumerate(matched.to_model) if label is not None}
     to_data = [data_label.get(label) for label in range(len(model.classes))]
     truth = GroundTruth.from_coco(data.ground_truth())
     evaluator = _evaluator(truth, to_data, metric, program, match_iou)
     if selection is None:
         selection = model.selection.model_copy(update={"score": 0.001, "max_detections": 100})
+    if None in to_data:  # other classes shall not take places among `max_detections`
+        selection = selection.model_copy(update={"labels": tuple(sorted(data_label))})
     samples = iter(data.samples)
     with closing(_read_ahead(data.samples, ahead=2 * batch_size)) as pictures:
         while batch := list(islice(pictures, batch_size)):
-            found = _predict(model, batch, selection, to_data)
+            found = model.predict(batch, selection)
             for sample, detections in zip(islice(samples, len(batch)), found, strict=True):
                 evaluator.update(sample.id, detections)
             advance(len(batch))
@@ -146,18 +146,6 @@ def _evaluator(
     if metric == "coco":
         return CocoEvaluator(truth, to_data, program)
     return VocEvaluator(truth, to_data, metric, match_iou)
-
-
-def _predict(
-    model: Model, pictures: Sequence[NDArray[np.uint8]], selection: Selection, to_data: Sequence[int | None]
-) -> list[Detections]:
-    """Detect classes of the data set; the others do not take their places among `max_detections`."""
-    if None not in to_data:
-        return model.predict(pictures, selection)
-    known = torch.tensor([label is not None for label in to_data])
-    places = max(selection.max_detections, selection.max_candidates // 10)  # the most that leaves the cap as it is
-    found = model.predict(pictures, selection.model_copy(update={"max_detections": places}))
-    return [detections[known[detections.labels]][: selection.max_detections] for detections in found]
 
 
 def _read_ahead(samples: Sequence[Sample], ahead: int) -> Generator[NDArray[np.uint8]]:

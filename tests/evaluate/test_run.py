@@ -46,7 +46,10 @@ class Oracle:
         boxes = torch.cat([torch.tensor([[0.0, 0, 9, 9]]).repeat(self.extra, 1), torch.tensor(sample.boxes)])
         labels = torch.tensor([len(self.classes) - 1] * self.extra + labels, dtype=torch.long)
         scores = torch.linspace(1, 0.5, len(labels))
-        return Detections(boxes, scores, labels, (sample.height, sample.width))[: selection.max_detections]
+        found = Detections(boxes, scores, labels, (sample.height, sample.width))
+        if selection.labels:
+            found = found[torch.isin(labels, torch.tensor(selection.labels))]
+        return found[: selection.max_detections]
 
 
 @pytest.fixture(scope="module")
