@@ -128,4 +128,4 @@ def eval_command(
         print(dumps(evaluation.result.to_json()))
     else:
         print_result(evaluation.result, Console(highlight=False))
-        print(f"\n{len(evaluation.detections)} detections in {len(dataset)} pictures; saved to {folder}")
+        print(f"\ndetections: {len(evaluation.detections)}, pictures: {len(dataset)}; saved to {folder}")

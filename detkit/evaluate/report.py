@@ -26,7 +26,7 @@ def print_result(result: CocoResult | VocResult, console: Console) -> None:
     console.print(classes)
     absent = [name for name, scores in result.per_class.items() if not scores.objects]
     if absent:
-        console.print(f"{len(absent)} classes have no objects: {escape(', '.join(absent))}\n")
+        console.print(f"classes without objects: {escape(', '.join(absent))}\n")
     summary = Table.grid(padding=(0, 2))
     for key, meaning in _meanings(result).items():
         summary.add_row(key, _number(result.summary[key]), meaning)
