@@ -200,8 +200,9 @@ def metrics_csv(history: Sequence[Row]) -> str:
 
 def plot_history(history: Sequence[Row]) -> Figure:
     """Draw the loss terms, the learning rate and AP over the epochs."""
-    figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12, 3.8), dpi=120)
     losses, rate, scores = figure.subplots(1, 3)
+    figure.subplots_adjust(0.05, 0.14, 0.98, 0.9)
     terms = [name for name in history[-1] if name not in ("epoch", "step", "lr", *_METRICS)]
     for axes, title, names in (
         (losses, "Loss terms", terms),

@@ -6,14 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from detkit.config import Strict, find_config, override, read_yaml, validate
 from detkit.data.augment import Augment
 from detkit.model import ModelConfig, Precision
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_NAMED = Discriminator("name")
 
 
 class SGD(Strict):
@@ -72,6 +80,15 @@ class Warmup(Strict):
         return self
 
 
+def _known_name(*names: str) -> BeforeValidator:
+    def check(tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("name") not in names:
+            raise ValueError(f"expected the key 'name': {' or '.join(names)}, got {tree.get('name')!r}")
+        return tree
+
+    return BeforeValidator(check)
+
+
 class Train(Strict):
     """How a detector learns.
 
@@ -89,8 +106,10 @@ class Train(Strict):
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 16
     accumulate: PositiveInt = 1
-    optimizer: Annotated[SGD | AdamW, _NAMED] = SGD(name="sgd")
-    schedule: Annotated[Cosine | Step | Plateau, _NAMED] = Cosine(name="cosine")
+    optimizer: Annotated[SGD | AdamW, Discriminator("name"), _known_name("sgd", "adamw")] = SGD(name="sgd")
+    schedule: Annotated[
+        Cosine | Step | Plateau, Discriminator("name"), _known_name("cosine", "step", "plateau")
+    ] = Cosine(name="cosine")
     warmup: Warmup = Warmup(epochs=1)
     backbone_lr_factor: PositiveFloat = 1
     clip_norm: PositiveFloat | None = 10

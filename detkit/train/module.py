@@ -216,9 +216,13 @@ def frozen_modules(detector: Detector, train: Train) -> list[nn.Module]:
                 raise DetkitError(f"train.freeze: {train.freeze}: {type(detector).__name__} has no {name}")
             frozen.append(part)
         if isinstance(train.freeze, int):
-            stages = frozen.pop().stages()  # type: ignore[operator]
+            backbone = frozen.pop()
+            stages: list[nn.Module] = getattr(backbone, "parts", list)()
             if train.freeze > len(stages):
-                raise DetkitError(f"train.freeze: the backbone has {len(stages)} stages, got {train.freeze}")
+                raise DetkitError(
+                    f"train.freeze: {type(backbone).__name__} has {len(stages)} stages to freeze, got {train.freeze}; "
+                    "`backbone` freezes all of it"
+                )
             frozen += stages[: train.freeze]
     if train.frozen_batch_norm:
         frozen += [module for module in detector.modules() if isinstance(module, _BatchNorm)]

@@ -107,8 +107,8 @@ def train(
     options = read_train_config(config, settings)
     trainer = _trainer(options, job)
     say = _say(console if trainer.is_global_zero else None)
-    learned, evaluated = _load_data(job, say)
-    options = options.model_copy(update={"classes": list(class_names(options.classes or learned.classes))})
+    learned, evaluated, classes = _load_data(job, options, say)
+    options = options.model_copy(update={"classes": list(classes)})
     torch.manual_seed(options.train.seed)
     detector = build_detector(options)
     if weights is not None:
@@ -139,7 +139,7 @@ def resume(
     job = Job(**state["job"] | (changes or {}))
     trainer = _trainer(options, job)
     say = _say(console if trainer.is_global_zero else None)
-    learned, evaluated = _load_data(job, say)
+    learned, evaluated, _ = _load_data(job, options, say)
     detector = build_detector(options)
     say(f"{folder}: going on after epoch {state['epoch']}")
     return _fit(
@@ -158,9 +158,7 @@ def _fit(
     state: dict[str, Any] | None,
     console: Console | None,
 ) -> Trained | None:
-    say = _say(console if folder is not None else None)
     classes = class_names(config.classes)
-    learned = _relabel(learned, classes, say)
     truth = GroundTruth.from_coco(evaluated.ground_truth())
     to_model = match_classes(classes, evaluated.classes).to_model
     to_data = [to_model.index(label) if label in to_model else None for label in range(len(classes))]
@@ -250,7 +248,10 @@ def _trainer(config: TrainConfig, job: Job) -> Trainer:
         )
 
 
-def _load_data(job: Job, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
+def _load_data(
+    job: Job, config: TrainConfig, say: Callable[[str], None]
+) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """Read the pictures to learn, with the model's labels, those to evaluate, with their own, and the model's classes."""
     one_file = job.data.endswith(".json")
     learned = load_dataset(job.data, job.split if job.split or one_file else "train")
     evaluated = load_dataset(job.data, job.val_split)
@@ -261,7 +262,8 @@ def _load_data(job: Job, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
             say(f"{part}: {note}")
     if learned.split == evaluated.split:
         say("evaluated on the pictures that are learned: the scores say nothing about others; name a --val-split")
-    return learned, evaluated
+    classes = class_names(config.classes or learned.classes)
+    return _relabel(learned, classes, say), evaluated, classes
 
 
 def _relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], None]) -> Dataset:

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from detkit.config import shipped_configs, validate
+from detkit.errors import DetkitError
+from detkit.model import ModelConfig
+from detkit.train.config import TrainConfig, model_tree, read_train_config
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_config_can_be_trained(name: str) -> None:
+    config = read_train_config(name)
+    assert validate(TrainConfig, config.model_dump(mode="json"), name) == config
+
+
+def test_a_config_without_classes_takes_those_of_the_data(config: Path) -> None:
+    assert read_train_config(config).classes == []
+
+
+def test_settings_reach_every_section(config: Path) -> None:
+    settings = ["train.optimizer={name: adamw, lr: 1e-3}", "augment.flip=0", "train.freeze=all_but_head"]
+    read = read_train_config(config, settings)
+    assert (read.train.optimizer.name, read.augment.flip, read.train.freeze) == ("adamw", 0, "all_but_head")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epoch=3", r"tiny.yaml: train: unknown key 'epoch'; did you mean 'epochs'\?"),
+        ("augment.flop=1", "tiny.yaml: augment: unknown key 'flop'; did you mean 'flip'"),
+        ("train.epochs=0", "train.epochs: .*greater than 0, got 0"),
+        ("train.optimizer.betas=[0.9, 0.99]", "train.optimizer.*: unknown key 'betas'"),
+        ("train.optimizer={lr: 0.1}", "train.optimizer: expected the key 'name': sgd or adamw, got None"),
+        ("train.schedule={name: linear}", "train.schedule: expected the key 'name': cosine or step or plateau, got 'linear'"),
+        ("train.warmup={epochs: 1, pictures: 100}", "train.warmup: .*not both"),
+        ("train.freeze=head", "train.freeze"),
+    ],
+)
+def test_mistakes_are_named(config: Path, setting: str, message: str) -> None:
+    with pytest.raises(DetkitError, match=message):
+        read_train_config(config, [setting])
+
+
+def test_a_checkpoint_holds_the_model_alone(config: Path) -> None:
+    read = read_train_config(config, ["classes=[cat, dog]"])
+    tree = model_tree(read)
+    assert not {"augment", "train"} & set(tree)
+    assert validate(ModelConfig, tree, "checkpoint").detector == read.detector
+    assert yaml.safe_load(yaml.safe_dump(tree)) == tree

@@ -1,0 +1,183 @@
+import csv
+import errno
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from detkit.data.dataset import load_dataset
+from detkit.detectors.yolov3 import YOLOv3
+from detkit.errors import DetkitError
+from detkit.evaluate.run import evaluate_model
+from detkit.model import load
+from detkit.train.config import read_train_config
+from detkit.train.run import Job, Trained, resume, train
+from detkit.weights.checkpoint import read_header, read_tensors
+
+PLAIN = ["train.frozen_batch_norm=true", "train.ema=null", "train.epochs=1"]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").open()))
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    result = train(config, Job(data), out=tmp_path_factory.mktemp("runs") / "run")
+    assert result is not None
+    return result
+
+
+def test_the_run_folder(trained: Trained, config: Path) -> None:
+    assert {path.name for path in trained.folder.iterdir()} == {
+        "config.yaml", "metrics.csv", "curves.png", "tensorboard", "first_batches.png", "validation_predictions.png",
+        "last.safetensors", "best.safetensors", "resume.pt",
+    }  # fmt: skip
+    for path in trained.folder.glob("*.png"):
+        Image.open(path).verify()
+    assert list((trained.folder / "tensorboard").glob("events.*"))
+    table = rows(trained.folder)
+    assert [(row["epoch"], row["step"]) for row in table] == [("1", "3"), ("2", "6")]
+    assert {"xy", "wh", "object", "no_object", "class", "lr", "AP", "AP50", "ARl"} <= set(table[0])
+    classes = list(load_dataset("sample:shapes", "train").classes)
+    assert read_train_config(trained.folder / "config.yaml") == read_train_config(config, [f"classes={classes}"])
+
+
+def test_the_score_is_what_evaluating_the_checkpoint_gives(trained: Trained, data: str) -> None:
+    header = read_header(trained.folder / "last.safetensors")
+    model = load(trained.folder / "last.safetensors", device="cpu")
+    result = evaluate_model(model, load_dataset(data, "val")).result
+    assert header.metrics["epoch"] == 2
+    assert result.AP == pytest.approx(header.metrics["AP"], abs=1e-3)
+    assert header.metrics["AP"] == pytest.approx(float(rows(trained.folder)[1]["AP"]))
+
+
+def test_what_resuming_needs_is_tensors_and_numbers(trained: Trained) -> None:
+    state = torch.load(trained.folder / "resume.pt", weights_only=True)
+    average = {
+        name.removeprefix("average."): tensor for name, tensor in state["weights"].items() if name.startswith("average.")
+    }
+    saved = read_tensors(trained.folder / "last.safetensors")
+    assert average.keys() == saved.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in average.items())
+    assert any(not torch.equal(tensor, state["weights"][f"detector.{name}"]) for name, tensor in average.items())
+
+
+def test_a_finished_run_says_so_and_goes_on_with_more_epochs(config: Path, data: str, tmp_path: Path) -> None:
+    train(config, Job(data), settings=["train.epochs=1"], out=tmp_path / "run")
+    with pytest.raises(DetkitError, match=r"run: is finished, all 1 epoch are done; .*--set train.epochs=MORE"):
+        resume(tmp_path / "run")
+    with pytest.raises(DetkitError, match=r"goes on with train.optimizer.name as it was"):
+        resume(tmp_path / "run", settings=["train.epochs=2", "train.optimizer={name: adamw}"])
+    result = resume(tmp_path / "run", settings=["train.epochs=2"])
+    assert result is not None
+    assert result.epochs == 2
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2"]
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["epochs"] == 2
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(config: Path, data: str, tmp_path: Path) -> None:
+    train(config, Job(data), settings=[*PLAIN, "train.batch_size=8"], out=tmp_path / "large")
+    train(config, Job(data), settings=[*PLAIN, "train.batch_size=4", "train.accumulate=2"], out=tmp_path / "small")
+    large, small = (read_tensors(tmp_path / name / "last.safetensors") for name in ("large", "small"))
+    for name, tensor in large.items():
+        torch.testing.assert_close(small[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_parts_stay_as_they_were(trained: Trained, config: Path, data: str, tmp_path: Path) -> None:
+    start = trained.folder / "last.safetensors"
+    settings = ["train.epochs=1", "train.freeze=all_but_head", "train.ema=null"]
+    train(config, Job(data), settings=settings, weights=start, out=tmp_path / "run")
+    before, after = read_tensors(start), read_tensors(tmp_path / "run" / "last.safetensors")
+    changed = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"heads"}
+
+
+def test_other_classes_start_anew_where_the_shapes_differ(
+    trained: Trained, config: Path, data: str, tmp_path: Path
+) -> None:
+    settings = ["classes=[star, ring]", "train.epochs=1", "train.optimizer.lr=1e-9", "train.ema=null"]
+    train(config, Job(data), settings=settings, weights=trained.folder / "last.safetensors", out=tmp_path / "run")
+    header, old = read_header(tmp_path / "run" / "last.safetensors"), read_tensors(trained.folder / "last.safetensors")
+    new = read_tensors(tmp_path / "run" / "last.safetensors")
+    assert header.classes == ("star", "ring")
+    other = {name for name in new if new[name].shape != old[name].shape}
+    assert other == {f"heads.{level}.{part}" for level in (0, 1) for part in ("weight", "bias")}
+    first = next(iter(new))
+    torch.testing.assert_close(new[first], old[first], rtol=0, atol=1e-6)
+
+
+def test_training_ends_when_the_score_no_longer_rises(config: Path, data: str, tmp_path: Path) -> None:
+    settings = ["train.epochs=9", "train.early_stop=1", "train.optimizer.lr=1e-12", "selection.score=0.5"]
+    result = train(config, Job(data), settings=settings, out=tmp_path / "run")
+    assert result is not None
+    assert result.stopped_early
+    assert result.epochs == 2
+    with pytest.raises(DetkitError, match="has ended early, after 1 evaluations without a better score"):
+        resume(tmp_path / "run")
+
+
+def break_losses(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    calls, true_losses = itertools.count(), YOLOv3.losses
+
+    def losses(self: YOLOv3, *args: Any) -> dict[str, Tensor]:
+        terms = true_losses(self, *args)
+        return terms | {"wh": terms["wh"] * float("nan")} if next(calls) == after else terms
+
+    monkeypatch.setattr(YOLOv3, "losses", losses)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, after=4)
+    with pytest.raises(DetkitError, match=r"the loss term 'wh' is nan in epoch 2, step 5; lower .*resume .*run"):
+        train(config, Job(data), out=tmp_path / "run")
+    assert read_header(tmp_path / "run" / "last.safetensors").metrics["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in read_tensors(tmp_path / "run" / "last.safetensors").values())
+    result = resume(tmp_path / "run")
+    assert result is not None
+    assert result.epochs == 2
+
+
+def test_a_full_disk_ends_the_training_and_keeps_the_last_epoch(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def full(file: int) -> None:
+        if (tmp_path / "run" / "best.safetensors").exists() and os.readlink(f"/proc/self/fd/{file}").count(".last."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    with monkeypatch.context() as patch, pytest.raises(DetkitError, match=r"last.safetensors: .*No space left.*resume"):
+        patch.setattr(os, "fsync", full)
+        train(config, Job(data), out=tmp_path / "run")
+    assert read_header(tmp_path / "run" / "last.safetensors").metrics["epoch"] == 1
+    result = resume(tmp_path / "run")
+    assert result is not None
+    assert result.epochs == 2
+
+
+def test_what_is_off_is_said_before_anything_is_made(config: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for settings, job, message in (
+        (["classes=[cat, dog]"], Job(data), "none of its classes .*circle"),
+        ([], Job(data, split="trian"), "there is no split 'trian'; did you mean 'train'"),
+        ([], Job(data, device="tpu"), "--device tpu: expected auto, cpu or cuda"),
+        ([], Job(data, device="cpu", devices=3), "train.batch_size: 8 pictures cannot be shared evenly by 3 processes"),
+        (["train.precision=fp16"], Job(data, device="cpu"), "fp16 needs a GPU"),
+    ):
+        with pytest.raises(DetkitError, match=message):
+            train(config, job, settings=settings, out=out)
+        assert not out.exists()
+    with pytest.raises(DetkitError, match="is not empty"):
+        train(config, Job(data), out=config.parent)
+    with pytest.raises(DetkitError, match="no folder of a training run"):
+        resume(tmp_path)
