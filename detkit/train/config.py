@@ -107,9 +107,9 @@ class Train(Strict):
     batch_size: PositiveInt = 16
     accumulate: PositiveInt = 1
     optimizer: Annotated[SGD | AdamW, Discriminator("name"), _known_name("sgd", "adamw")] = SGD(name="sgd")
-    schedule: Annotated[
-        Cosine | Step | Plateau, Discriminator("name"), _known_name("cosine", "step", "plateau")
-    ] = Cosine(name="cosine")
+    schedule: Annotated[Cosine | Step | Plateau, Discriminator("name"), _known_name("cosine", "step", "plateau")] = (
+        Cosine(name="cosine")
+    )
     warmup: Warmup = Warmup(epochs=1)
     backbone_lr_factor: PositiveFloat = 1
     clip_norm: PositiveFloat | None = 10

@@ -43,9 +43,10 @@ Row = dict[str, float | None]
 class Training(LightningModule):
     """A detector in training.
 
-    evaluator: makes a fresh one for each evaluation; image_ids: those of the evaluated pictures by their index.
-    `network` is what is evaluated and saved: the averaged weights where there is an average. terms, lr: the loss terms
-    of the last step, averaged over processes, and its learning rate (for all but the backbone).
+    selection, evaluator: for evaluation, which makes a fresh evaluator each time; image_ids: those of the evaluated
+    pictures by their index. `network` is what is evaluated and saved: the averaged weights where there is an average.
+    terms, lr: the loss terms of the last step, averaged over processes, and its learning rate (for all but the
+    backbone).
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Training(LightningModule):
         self.frozen = frozen_modules(detector, train)
         for module in self.frozen:
             module.requires_grad_(False)
-        self.selection = selection.model_copy(update={"score": 0.001, "max_detections": 100})
+        self.selection = selection
         self.step = 0
         self.history: list[Row] = []
         self.terms: dict[str, float] = {}
@@ -144,9 +145,11 @@ class Training(LightningModule):
         self.terms = dict(zip(losses, cast("Tensor", everywhere).tolist(), strict=True))
         for name, value in self.terms.items():
             if not math.isfinite(value):
+                if not self.trainer.is_global_zero:
+                    raise SystemExit(2)  # all processes see it, one says it
                 raise DetkitError(
                     f"the loss term {name!r} is {value} in epoch {self.current_epoch + 1}, step {self.step + 1}; lower "
-                    f"train.optimizer.lr (now {self.lr:.3g}), lengthen train.warmup, set train.clip_norm, or train in fp32"
+                    f"train.optimizer.lr (now {self.lr:.3g}), lengthen train.warmup, set train.clip_norm, or use fp32"
                 )
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._batches += 1

@@ -158,17 +158,17 @@ def _fit(
     state: dict[str, Any] | None,
     console: Console | None,
 ) -> Trained | None:
-    classes = class_names(config.classes)
     truth = GroundTruth.from_coco(evaluated.ground_truth())
-    to_model = match_classes(classes, evaluated.classes).to_model
-    to_data = [to_model.index(label) if label in to_model else None for label in range(len(classes))]
+    to_model = match_classes(class_names(config.classes), evaluated.classes).to_model
+    to_data = [to_model.index(label) if label in to_model else None for label in range(detector.num_classes)]
+    known = tuple(label for label, index in enumerate(to_data) if index is not None) if None in to_data else ()
     module = Training(
         detector,
         config.train,
-        config.selection,
+        config.selection.model_copy(update={"score": 0.001, "max_detections": 100, "labels": known}),
         lambda: CocoEvaluator(truth, to_data),
         [sample.id for sample in evaluated.samples],
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(memory_format=torch.channels_last)
     if state is not None:
         module.restore(state)
         if module.given_up:
@@ -176,10 +176,10 @@ def _fit(
                 f"{folder}: has ended early, after {config.train.early_stop} evaluations without a better score; "
                 "raise train.early_stop, or set it to null, to go on"
             )
-        trainer.fit_loop.epoch_progress.current.processed = state["epoch"]
-        trainer.fit_loop.epoch_progress.current.completed = state["epoch"]
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        progress.processed = progress.completed = state["epoch"]
         trainer.precision_plugin.load_state_dict(state["precision"])
-    share = {"batch_size": config.train.batch_size // trainer.world_size, "workers": config.train.workers}
+    share: Any = {"batch_size": config.train.batch_size // trainer.world_size, "workers": config.train.workers}
     share |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
     loader = training_loader(learned, config.preprocess, config.augment, seed=config.train.seed, **share)
     evaluation = evaluation_loader(evaluated, config.preprocess, **share)
@@ -192,8 +192,13 @@ def _fit(
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(module, loader, evaluation)
     except SystemExit as exit_:
-        # What Lightning makes of an interrupt from the keyboard.
-        raise KeyboardInterrupt from exit_
+        if folder is None:  # another process says why
+            raise
+        raise KeyboardInterrupt from exit_  # what Lightning makes an exit of
+    except RuntimeError as error:
+        if trainer.world_size > 1 and "by peer" in str(error):
+            raise DetkitError("another process of the training has ended, and said why above") from None
+        raise
     except (DetkitError, OSError) as error:
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
@@ -248,10 +253,8 @@ def _trainer(config: TrainConfig, job: Job) -> Trainer:
         )
 
 
-def _load_data(
-    job: Job, config: TrainConfig, say: Callable[[str], None]
-) -> tuple[Dataset, Dataset, tuple[str, ...]]:
-    """Read the pictures to learn, with the model's labels, those to evaluate, with their own, and the model's classes."""
+def _load_data(job: Job, config: TrainConfig, say: Callable[[str], None]) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """Read the pictures to learn, with the model's labels, and to evaluate, with their own, and choose the classes."""
     one_file = job.data.endswith(".json")
     learned = load_dataset(job.data, job.split if job.split or one_file else "train")
     evaluated = load_dataset(job.data, job.val_split)
@@ -263,7 +266,10 @@ def _load_data(
     if learned.split == evaluated.split:
         say("evaluated on the pictures that are learned: the scores say nothing about others; name a --val-split")
     classes = class_names(config.classes or learned.classes)
-    return _relabel(learned, classes, say), evaluated, classes
+    learned = _relabel(learned, classes, say)
+    if not set(match_classes(classes, evaluated.classes).to_model) - {None}:
+        raise DetkitError(f"{evaluated.source}: none of the classes to learn is in the split {evaluated.split!r}")
+    return learned, evaluated, classes
 
 
 def _relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], None]) -> Dataset:
@@ -329,7 +335,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def _require_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
     """Refuse settings that the weights or the optimizer's state of a stopped run do not fit."""
-    fixed = {
+    fixed: dict[str, Callable[[TrainConfig], Any]] = {
         "the model": model_tree,
         "train.optimizer.name": lambda config: config.train.optimizer.name,
         "train.freeze": lambda config: (config.train.freeze, config.train.frozen_batch_norm),

@@ -33,7 +33,10 @@ def test_settings_reach_every_section(config: Path) -> None:
         ("train.epochs=0", "train.epochs: .*greater than 0, got 0"),
         ("train.optimizer.betas=[0.9, 0.99]", "train.optimizer.*: unknown key 'betas'"),
         ("train.optimizer={lr: 0.1}", "train.optimizer: expected the key 'name': sgd or adamw, got None"),
-        ("train.schedule={name: linear}", "train.schedule: expected the key 'name': cosine or step or plateau, got 'linear'"),
+        (
+            "train.schedule={name: linear}",
+            "train.schedule: expected the key 'name': cosine or step or plateau, got 'linear'",
+        ),
         ("train.warmup={epochs: 1, pictures: 100}", "train.warmup: .*not both"),
         ("train.freeze=head", "train.freeze"),
     ],

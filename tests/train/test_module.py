@@ -6,7 +6,6 @@ from torch import nn
 
 from detkit.errors import DetkitError
 from detkit.model import build_detector
-from detkit.ops.nms import Selection
 from detkit.preprocess import Placement
 from detkit.structures import Detections
 from detkit.train.config import SGD, Train, TrainConfig, read_train_config

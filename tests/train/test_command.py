@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from detkit.cli.train import train_command
+from typer.testing import CliRunner
+
+from detkit.config import shipped_configs
+from detkit.errors import DetkitError
+
+app = typer.Typer()
+app.command()(train_command)
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_alone_it_says_what_it_needs_and_what_there_is() -> None:
+    with pytest.raises(DetkitError, match="CONFIG and --data missing") as told:
+        run()
+    for name, path in shipped_configs().items():
+        comment = path.read_text().splitlines()[0]
+        assert f"  {name} " in str(told.value)
+        assert comment.startswith("# ")
+        assert comment.removeprefix("# ") in str(told.value)
+    with pytest.raises(DetkitError, match="--data missing"):
+        run("yolov3_tiny_coco")
+
+
+def test_a_run_that_goes_on_takes_nothing_of_a_new_one(tmp_path: Path) -> None:
+    with pytest.raises(DetkitError, match="--out belongs to a new run"):
+        run("--resume", tmp_path, "--out", tmp_path)
+
+
+def test_the_result_is_one_object(config: Path, data: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    printed = json.loads(run(config, "--data", data, "--out", folder, "--set", "train.epochs=1", "--json"))
+    assert printed["folder"] == str(folder)
+    assert (printed["epochs"], printed["stopped_early"]) == (1, False)
+    assert printed["best"] == printed["last"]
+    assert printed["last"]["epoch"] == 1
+    assert 0 <= printed["last"]["AP"] <= 1
