@@ -14,6 +14,9 @@ from detkit.backbones.base import Backbone
 from detkit.errors import DetkitError, nearest
 from detkit.necks.simple_pyramid import SimpleFeaturePyramid
 
+# MViTv2 reads its tables at computed indices; whether these stay inside shows only with real numbers.
+_SIZE_IS_FIXED = ("mvitv2_",)
+
 # What timm's models raise when a picture does not fit them, or an argument is not theirs.
 _MISFIT = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
 
@@ -22,10 +25,10 @@ class TimmBackbone(Backbone):
     """The maps of a timm model at the wanted strides, finest first; the stages behind the last of them are left out.
 
     name: as timm lists it, with or without the tag of its weights. pretrained: download those weights. size_hw:
-    (height, width) of the pictures, by default the model's own; a model whose position tables are fixed is built for
-    it and takes no other. A plain transformer whose patch is no power of two (14) gets the next one (16), its weights
-    resampled (FlexiViT, Beyer et al., 2022, arXiv 2212.08013). Raises DetkitError for an unknown name, a stride or a
-    picture size that the model does not have, and weights that cannot be had.
+    (height, width) of the pictures, by default the model's own, rounded up to whole cells; a model whose position
+    tables are fixed is built for it and takes no other. A plain transformer whose patch is no power of two (14) gets
+    the next one (16), its weights resampled (FlexiViT, Beyer et al., 2022, arXiv 2212.08013). Raises DetkitError for
+    an unknown name, a stride or a picture size that the model does not have, and weights that cannot be had.
     """
 
     def __init__(
@@ -42,14 +45,16 @@ class TimmBackbone(Backbone):
         draft, patch = _draft_with_patch(name)
         own_size = draft.pretrained_cfg["input_size"][1:]
         self.step = max(32, *self.strides)  # pictures of multiples of this fit every level
-        self.size_hw = size_hw or (_round_up(own_size[0], self.step), _round_up(own_size[1], self.step))
+        height, width = size_hw or own_size
+        self.size_hw = _round_up(height, self.step), _round_up(width, self.step)
 
         info = draft.feature_info
         levels = _levels(name, info.reduction(), self.strides)
         options, self.any_size, unused = _fit(name, patch, levels, self.size_hw, self.step, own_size)
         self.model = _create(name, pretrained, options, tuple(info.out_indices[level] for level in levels))
         for key, parameter in self.model.named_parameters():
-            parameter.requires_grad_(key not in unused)
+            if key in unused:
+                parameter.requires_grad_(False)
         self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ("mean", "std"))
         self.channels = tuple(info.channels()[level] for level in levels)
         strides_own = tuple(info.reduction()[level] for level in levels)
@@ -157,13 +162,15 @@ def _fit(
     own_size: Sequence[int],
 ) -> tuple[dict[str, Any], bool, set[str]]:
     """Return the arguments to build the model with, whether it then takes any size, and its unused parameters."""
-    found, reason = None, ""
-    for attempt in (
+    attempts: tuple[dict[str, Any], ...] = (
         {"dynamic_img_size": True, "dynamic_img_pad": True},
         {},
         {"dynamic_img_size": True, "img_size": size_hw},  # Swin: windows and shifts follow this size
         {"img_size": size_hw},
-    ):
+    )
+    fixed = name.startswith(_SIZE_IS_FIXED)
+    found, reason = None, ""
+    for attempt in attempts[-1:] if fixed else attempts:
         options = {**patch, **attempt}
         try:
             draft = _draft(name, options)
@@ -172,12 +179,15 @@ def _fit(
             if "unexpected keyword" not in str(error):
                 reason = f" ({_first_line(error)})"
             continue
+        unused = _unused(draft, maps)
+        if fixed:
+            return options, False, unused
         try:
             _run(draft, levels, (size_hw[0] + step, size_hw[1] + 2 * step))
         except _MISFIT:
-            found = found or (options, False, _unused(draft, maps))
+            found = found or (options, False, unused)
         else:
-            return options, True, _unused(draft, maps)
+            return options, True, unused
     if found is not None:
         return found
     raise DetkitError(
@@ -188,7 +198,8 @@ def _fit(
 
 def _run(draft: Any, levels: list[int], size_hw: tuple[int, int]) -> list[Tensor]:
     """Return the draft's maps of a picture of this size; raise ValueError where one is not size / stride."""
-    maps = draft(torch.empty(1, 3, *size_hw, device="meta"))
+    with torch.enable_grad():
+        maps = draft(torch.empty(1, 3, *size_hw, device="meta"))
     for level in levels:
         stride = draft.feature_info.reduction()[level]
         got = tuple(maps[level].shape[1:3] if _is_nhwc(draft) else maps[level].shape[2:])
@@ -200,9 +211,9 @@ def _run(draft: Any, levels: list[int], size_hw: tuple[int, int]) -> list[Tensor
 
 def _unused(draft: Any, maps: list[Tensor]) -> set[str]:
     """Return the parameters that none of the maps depends on, such as HRNet's for a stride that is not wanted."""
-    names, parameters = zip(*draft.named_parameters(), strict=True)
-    gradients = torch.autograd.grad([x.sum() for x in maps], parameters, allow_unused=True)
-    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+    parameters = {name: parameter for name, parameter in draft.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad([x.sum() for x in maps], list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
 
 
 def _is_nhwc(model: nn.Module) -> bool:
