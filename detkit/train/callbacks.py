@@ -131,7 +131,7 @@ class Display(Checkpoint):
         self._console = console
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(30),
+            BarColumn(20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[info]}"),
         )

@@ -128,6 +128,8 @@ class Training(LightningModule):
         seeds = np.random.SeedSequence([self.train_config.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 1)
         cast("Any", self.trainer.train_dataloader).set_epoch(self.current_epoch)
+        if self.current_epoch + 1 == self.train_config.epochs:
+            self.trainer.check_val_every_n_epoch = 1  # the last epoch is always evaluated
         self.detector.train()
         for module in self.frozen:
             module.eval()

@@ -185,7 +185,8 @@ def _fit(
     evaluation = evaluation_loader(evaluated, config.preprocess, **share)
     if folder is not None:
         write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        trainer.callbacks += [Record(folder, config, asdict(job), evaluated)]  # type: ignore[attr-defined]
+        found = job.data if job.data.startswith("sample:") else str(Path(job.data).resolve())
+        trainer.callbacks += [Record(folder, config, asdict(replace(job, data=found)), evaluated)]  # type: ignore[attr-defined]
         trainer.callbacks += [Display(config.train.epochs, console)] if console else []  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():

@@ -72,7 +72,8 @@ def test_what_resuming_needs_is_tensors_and_numbers(trained: Trained) -> None:
 
 
 def test_a_finished_run_says_so_and_goes_on_with_more_epochs(config: Path, data: str, tmp_path: Path) -> None:
-    train(config, Job(data), settings=["train.epochs=1"], out=tmp_path / "run")
+    train(config, Job(data), settings=["train.epochs=1", "train.evaluate_every=3"], out=tmp_path / "run")
+    assert rows(tmp_path / "run")[0]["AP"]  # the last epoch is always evaluated
     with pytest.raises(DetkitError, match=r"run: is finished, all 1 epoch are done; .*--set train.epochs=MORE"):
         resume(tmp_path / "run")
     with pytest.raises(DetkitError, match=r"goes on with train.optimizer.name as it was"):
