@@ -113,7 +113,8 @@ def test_mean_and_std_are_the_models() -> None:
     assert TimmBackbone("test_vit").std == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("name", ["test_vit", *models(["resnet18", "swin_tiny_patch4_window7_224"])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_vit", "resnet18", "swin_tiny_patch4_window7_224"])
 def test_runs_exported_under_autocast_and_channels_last(name: str) -> None:
     backbone = TimmBackbone(name, size_hw=(64, 64)).eval()
     images = torch.rand(1, 3, 64, 64)
