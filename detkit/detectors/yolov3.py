@@ -56,7 +56,9 @@ class YOLOv3Loss(Strict):
     ignore_iou: float = Field(0.5, ge=0, le=1)
     box: Literal["squared", "giou", "ciou"] = "squared"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    weights: dict[Literal["xy", "wh", "box", "object", "no_object", "class"], float] = Field(default_factory=dict)
+    weights: dict[Literal["xy", "wh", "box", "object", "no_object", "class", "imitation"], float] = Field(
+        default_factory=dict
+    )
 
 
 class YOLOv3Config(Strict):
@@ -123,13 +125,17 @@ class YOLOv3(Detector):
         size_hw = raw[0].shape[-2] * self.strides[0], raw[0].shape[-1] * self.strides[0]
         return yolo_candidates(raw, self.anchors, size_hw, threshold)
 
-    def losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, targets: Sequence[Target], teacher: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """The loss of section 2, term by term, summed over a picture's cells and averaged over pictures.
 
         Every object is learned by one anchor of one cell: the anchor, of all levels, whose shape overlaps it most, in
         the cell that holds its centre. That anchor learns the offsets (`xy`, `wh`; or `box`), that there is an object
         (`object`) and its classes (`class`). All others learn that there is none (`no_object`), but for those whose
         box overlaps an object more than `ignore_iou`. Of two objects that meet at one anchor the later counts.
+
+        teacher: raw maps of another network of the same levels, anchors and classes; `imitation` is then added.
         """
         raw = self(batch.images)
         objects, level, place = self._assign(learnable(targets), [(x.shape[-2], x.shape[-1]) for x in raw])
@@ -145,8 +151,14 @@ class YOLOv3(Detector):
             silent = ~learned & ~self._overlaps_an_object(grid.detach(), anchors, stride, targets)
             added = {"no_object": softplus(grid[..., 4])[silent].sum()}
             found = grid[picture, row, column, anchor]
-            added |= self._object_terms(found, objects[level == i], torch.stack([column, row], 1), anchors[anchor], stride, batch)
+            added |= self._object_terms(
+                found, objects[level == i], torch.stack([column, row], 1), anchors[anchor], stride, batch
+            )
             terms = {name: total + added[name] for name, total in terms.items()}
+        if teacher is not None:
+            terms["imitation"] = sum(
+                (self._imitation(x, other) for x, other in zip(raw, teacher, strict=True)), torch.zeros(())
+            )
         pictures = pictures_per_process(len(batch), batch.images.device)
         return {name: self.loss.weights.get(name, 1.0) * total / pictures for name, total in terms.items()}
 
@@ -175,9 +187,24 @@ class YOLOv3(Detector):
             "class": binary_cross_entropy_with_logits(found[:, 5:], classes, reduction="sum"),
         }
 
+    def _imitation(self, raw: Tensor, teacher: Tensor) -> Tensor:
+        """How far a map [B, A·(5 + C), h, w] is from a teacher's.
+
+        The teacher's boxes and classes count by its objectness (Mehta and Ozturk, 2018, arXiv 1805.06361, section 3.2).
+        Logistic values learn by cross-entropy, less its least value.
+        """
+        anchors = raw.shape[1] // (5 + self.num_classes)
+        own, other = cells(raw, anchors).float(), cells(teacher, anchors).float()
+        truth = other.sigmoid()
+        least = binary_cross_entropy_with_logits(other, truth, reduction="none")
+        error = binary_cross_entropy_with_logits(own, truth, reduction="none") - least
+        size = (own[..., 2:4] - other[..., 2:4]).square() / 2
+        seen = error[..., :2].sum(-1) + size.sum(-1) + error[..., 5:].sum(-1)
+        return (error[..., 4] + truth[..., 4] * seen).sum()
+
     @torch.no_grad()
     def _assign(self, objects: Objects, grids: Sequence[tuple[int, int]]) -> tuple[Objects, Tensor, Tensor]:
-        """The objects [M] that have an anchor to themselves, its level [M] and (picture, row, column, anchor) [4, M]."""
+        """The objects [M] with an anchor to themselves, its level [M] and (picture, row, column, anchor) [4, M]."""
         owner = torch.cat([torch.full_like(a[:, 0], i, dtype=torch.long) for i, a in enumerate(self.anchors)])
         within = torch.cat([torch.arange(len(a), device=a.device) for a in self.anchors])
         best = shape_iou(objects.boxes[:, 2:] - objects.boxes[:, :2], torch.cat(self.anchors)).argmax(1)

@@ -156,6 +156,26 @@ def test_options_beyond_the_paper(box, overlap) -> None:
     torch.testing.assert_close(gradient[0, 1, 5:, 1, 1], torch.tensor([0.5 - 0.05, 0.5 - 0.95, 0.5 - 0.05]))
 
 
+def test_imitation_vanishes_at_the_teacher_and_grows_away_from_it() -> None:
+    model = tiny(weights={"imitation": 2})
+    raw = [x.detach() for x in model(batch().images)]
+    same = model.losses(batch(), TARGETS, teacher=raw)
+    assert same["imitation"].item() == pytest.approx(0, abs=1e-3)
+    plain = model.losses(batch(), TARGETS)
+    assert {name: same[name].item() for name in plain} == {name: x.item() for name, x in plain.items()}
+    # One anchor of one cell of one picture: by hand.
+    teacher = [x.clone() for x in raw]
+    cell = teacher[0].view(2, 2, 8, 6, 8)[1, 0, :, 3, 2]
+    own = cell.clone()
+    cell.copy_(torch.tensor([1.0, -1, 0.5, 0.25, 3, 2, -2, 0]))
+    truth = cell.sigmoid()
+    far = -(truth * own.sigmoid().log() + (1 - truth) * (1 - own.sigmoid()).log())
+    far += truth * truth.log() + (1 - truth) * (1 - truth).log()
+    expected = far[4] + truth[4] * (far[[0, 1, 5, 6, 7]].sum() + (own[2:4] - cell[2:4]).square().sum() / 2)
+    found = model.losses(batch(), TARGETS, teacher=teacher)["imitation"]
+    torch.testing.assert_close(found, 2 * expected / 2, atol=1e-3, rtol=1e-3)
+
+
 def test_losses_of_perfect_predictions_vanish() -> None:
     model = tiny()
     truth = target((24.0, 24, 104, 104, 1))  # anchor 81 × 82 of stride 32, cell (2, 2), offset 0
