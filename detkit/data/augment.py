@@ -165,26 +165,25 @@ class Augmenter:
         preprocess: Preprocess,
         rng: np.random.Generator,
     ) -> tuple[NDArray[np.uint8], _Rows]:
-        """Flip, zoom to a random piece of the size of the window (None: no zoom), and colour."""
+        """Flip, zoom to a random piece of the size of the window (None: no zoom), colour, and pad."""
         albumentations = _albumentations()
         height, width = picture.shape[:2]
-        resized, zoom = (height, width), []
+        resized = height, width
+        moving, pad = list(self._flip), []
         if window is not None:
-            resized = self._resized(height, width, preprocess, rng)
+            resized = h, w = self._resized(height, width, preprocess, rng)
             interpolation = _INTERPOLATION.get(preprocess.interpolation, cv2.INTER_LINEAR)
-            zoom = [
-                albumentations.Resize(*resized, interpolation=interpolation),
-                albumentations.RandomCrop(
-                    *window, pad_if_needed=True, pad_position="random", fill=round(preprocess.fill * 255)
-                ),
-            ]
-        moving = [*self._flip, *zoom]
+            moving.append(albumentations.Resize(h, w, interpolation=interpolation))
+            moving.append(albumentations.RandomCrop(min(h, window[0]), min(w, window[1])))
+            # After the colours: the margin has the same grey in training and afterwards. Darknet distorts it too.
+            fill = round(preprocess.fill * 255)
+            pad.append(albumentations.PadIfNeeded(*window, position="random", fill=fill))
         if not moving and not self._color:
             return picture, rows
         box_rules = albumentations.BboxParams(
             "pascal_voc", min_width=_MIN_SIDE, min_height=_MIN_SIDE, clip=True, filter_invalid_bboxes=True
         )
-        pipeline = albumentations.Compose([*moving, *self._color], bbox_params=box_rules if moving else None)
+        pipeline = albumentations.Compose([*moving, *self._color, *pad], bbox_params=box_rules if moving else None)
         # set_random_seed would start every transform at the same number: flipped pictures would all be bright.
         pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         if not moving:
@@ -195,9 +194,9 @@ class Augmenter:
         kept = table[:, 4].astype(np.int64)
         before = rows.take(kept)
         whole = _area(before.boxes) * (resized[0] / height) * (resized[1] / width)
-        seen = _area(table[:, :4]) >= self._augment.min_visibility * whole
-        seen |= before.crowd | before.difficult
-        return changed["image"], before._replace(boxes=table[:, :4].astype(np.float32)).take(seen)
+        stays = _area(table[:, :4]) >= self._augment.min_visibility * whole
+        stays |= before.crowd | before.difficult
+        return changed["image"], before._replace(boxes=table[:, :4].astype(np.float32)).take(stays)
 
     def _resized(self, height: int, width: int, preprocess: Preprocess, rng: np.random.Generator) -> Size:
         """Draw the (height, width) to which a picture is resized, of which the window then shows a piece."""

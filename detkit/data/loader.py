@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -69,7 +70,9 @@ class Loader(DataLoader[Item]):
         self.steps.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]  # DataLoader promises its private iterator class
-        for item in super().__iter__():
+        with _single_threaded_opencv():
+            items = super().__iter__()
+        for item in items:
             if isinstance(item, DetkitError):  # raised in a worker, it would come as the text of a traceback
                 raise item
             yield item
@@ -248,6 +251,17 @@ def _table(samples: Sequence[Augmented], placements: Sequence[Placement]) -> Can
 
 def _as_it_is(item: Item) -> Item:
     return item
+
+
+@contextmanager
+def _single_threaded_opencv() -> Iterator[None]:
+    """Fork without OpenCV's threads: its pool does not survive that, and to resize it in a worker waits for ever."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _take_one_core(worker: int) -> None:

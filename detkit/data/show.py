@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from detkit.structures import Batch, Target
 
 Color = tuple[int, int, int]
+Box = list[int]  # the first and last pixel: x1, y1, x2, y2
 
 _MOST = 16  # pictures on a sheet
 _TILE = 416  # pixels of a tile's longer side
@@ -26,7 +27,7 @@ _LINE = 2
 def batch_mosaic(batch: Batch, targets: Sequence[Target], classes: Sequence[str]) -> NDArray[np.uint8]:
     """Draw the first 16 pictures of a batch on one sheet [H, W, 3] RGB, with boxes and class names.
 
-    Boxes that are to be ignored (crowd, difficult) are dashed. Large boxes are drawn first, names last.
+    Boxes that are to be ignored (crowd, difficult) are dashed. A name stands where no larger box's name stands.
     """
     tiles = [
         _tile((image * 255).round().byte().permute(1, 2, 0).numpy(force=True), target.to("cpu"), classes)
@@ -54,12 +55,16 @@ def _tile(pixels: NDArray[np.uint8], target: Target, classes: Sequence[str]) -> 
     labels, corners = target.labels.tolist(), boxes.tolist()
     for i in large_first:
         _outline(pen, corners[i], _color(labels[i]), dashed=ignored[i])
+    tags: list[Box] = []
     for i in large_first:
-        _tag(pen, corners[i], classes[labels[i]], _color(labels[i]), tile.size)
+        tag = _tag_place(corners[i], classes[labels[i]], tile.size)
+        if corners[i][2] - corners[i][0] > (tag[2] - tag[0]) / 2 and not any(_touch(tag, other) for other in tags):
+            tags.append(tag)
+            _tag(pen, tag, classes[labels[i]], _color(labels[i]))
     return tile
 
 
-def _outline(pen: ImageDraw.ImageDraw, corners: list[int], color: Color, *, dashed: bool) -> None:
+def _outline(pen: ImageDraw.ImageDraw, corners: Box, color: Color, *, dashed: bool) -> None:
     x1, y1, x2, y2 = corners
     pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0, 110))  # to be seen on any ground
     if not dashed:
@@ -74,17 +79,22 @@ def _outline(pen: ImageDraw.ImageDraw, corners: list[int], color: Color, *, dash
             pen.rectangle((x, y, min(x + _LINE - 1, x2), min(y + dash - 1, y2)), fill=color)
 
 
-def _tag(pen: ImageDraw.ImageDraw, corners: list[int], name: str, color: Color, size: tuple[int, int]) -> None:
-    """Write the name above the box, or inside at its top where the tile ends; a box narrower than half of it has none."""
-    x1, y1, x2, _ = corners
-    font = _font()
-    w, h = round(font.getlength(name)) + 6, sum(font.getmetrics())
-    if x2 - x1 < w / 2:
-        return
+def _tag_place(corners: Box, name: str, size: tuple[int, int]) -> Box:
+    """Above the box, or inside at its top where the tile ends."""
+    x1, y1, _, _ = corners
+    w, h = round(_font().getlength(name)) + 6, sum(_font().getmetrics())
     left, top = max(0, min(x1, size[0] - w)), y1 - h if y1 >= h else y1
-    pen.rectangle((left, top, left + w - 1, top + h - 1), fill=color)
+    return [left, top, left + w - 1, top + h - 1]
+
+
+def _touch(a: Box, b: Box) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _tag(pen: ImageDraw.ImageDraw, place: Box, name: str, color: Color) -> None:
+    pen.rectangle(tuple(place), fill=color)
     dark = np.dot(color, (0.299, 0.587, 0.114)) < 140
-    pen.text((left + 3, top), name, fill=(255, 255, 255) if dark else (0, 0, 0), font=font)
+    pen.text((place[0] + 3, place[1]), name, fill=(255, 255, 255) if dark else (0, 0, 0), font=_font())
 
 
 def _color(label: int) -> Color:

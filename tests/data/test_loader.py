@@ -1,9 +1,11 @@
 import hashlib
 import pickle
+import time
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -257,6 +259,16 @@ def test_a_broken_picture_is_named(tmp_path, workers, training) -> None:
     with pytest.raises(DetkitError, match=r"^\S*broken\.png: the picture is truncated or damaged") as caught:
         list(loader)
     assert "Traceback" not in str(caught.value)
+
+
+def test_workers_start_beside_the_threads_of_opencv() -> None:
+    cv2.setNumThreads(2)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (3000, 3000))  # starts OpenCV's threads
+    time.sleep(0.2)  # and lets them fall asleep
+    loader = training_loader(noisy_dataset(4), PREPROCESS, Augment(), batch_size=2, seed=0, workers=1)
+    loader.timeout = 20  # instead of waiting for ever
+    assert len(list(loader)) == 2
+    assert cv2.getNumThreads() == 2
 
 
 def test_workers_that_are_not_forked_read_the_same() -> None:
