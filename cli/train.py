@@ -91,8 +91,9 @@ def train_command(
             assert config is not None
             job = Job(**given)
             trained = train(config, job, settings=settings or (), out=out, weights=weights, console=console)
-    except KeyboardInterrupt:
-        console.print("stopped; `detkit train --resume RUN` goes on after the last whole epoch", highlight=False)
+    except KeyboardInterrupt as stop:
+        if stop.args:
+            console.print(f"stopped; `detkit train --resume {stop}` goes on after the last whole epoch", soft_wrap=True)
         sys.exit(130)
     if trained is None:  # not the first of several processes
         return

@@ -175,8 +175,12 @@ class Display(Checkpoint):
         parts += [f"{seconds:.1f} s", self._left(trainer, trainer.current_epoch + 1 - self._first)]
         self._console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away before the error is told."""
+        self._bar.stop()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the bar away, also after an error."""
+        """Take the bar away."""
         self._bar.stop()
 
     def _title(self, trainer: Trainer) -> str:

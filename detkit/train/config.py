@@ -89,6 +89,17 @@ def _known_name(*names: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+class Teacher(Strict):
+    """A model to learn from: a checkpoint, a .cfg, or a config's name with its weights.
+
+    It has the student's levels, anchors and classes; the weight `imitation` of the student's loss says how much it
+    counts.
+    """
+
+    model: str
+    weights: str | None = None
+
+
 class Train(Strict):
     """How a detector learns.
 
@@ -99,8 +110,9 @@ class Train(Strict):
     ema: decay of the moving average of the weights that is evaluated and saved, or none. early_stop: evaluations
     without a better score after which training ends, or none. freeze: what does not learn: the first N stages of the
     backbone, `backbone`, or `all_but_head` (backbone and neck). frozen_batch_norm: all batch norms keep their
-    statistics, scale and shift. best_by: the score that `best` is best by. evaluate_every: epochs from one evaluation to
-    the next; the last epoch always has one. workers: processes that read pictures, for each device.
+    statistics, scale and shift. best_by: the score that `best` is best by. evaluate_every: epochs from one evaluation
+    to the next; the last epoch always has one. workers: processes that read pictures, for each device. teacher: a model
+    whose outputs are learned beside the objects, or none.
     """
 
     epochs: PositiveInt = 100
@@ -122,6 +134,7 @@ class Train(Strict):
     evaluate_every: PositiveInt = 1
     workers: NonNegativeInt = 2
     seed: NonNegativeInt = 0
+    teacher: Teacher | None = None
 
 
 class TrainConfig(ModelConfig):

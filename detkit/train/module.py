@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detkit.detectors.base import Detector
+from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.records import DetectionTable
@@ -44,7 +45,7 @@ class Training(LightningModule):
     """A detector in training.
 
     selection, evaluator: for evaluation, which makes a fresh evaluator each time; image_ids: those of the evaluated
-    pictures by their index. `network` is what is evaluated and saved: the averaged weights where there is an average.
+    pictures by their index. teacher: gives the raw maps of a model to learn from. `network` is what is evaluated and saved: the averaged weights where there is an average.
     terms, lr: the loss terms of the last step, averaged over processes, and its learning rate (for all but the
     backbone).
     """
@@ -56,6 +57,7 @@ class Training(LightningModule):
         selection: Selection,
         evaluator: Callable[[], CocoEvaluator],
         image_ids: list[int | str],
+        teacher: Callable[[Tensor], list[Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -71,6 +73,7 @@ class Training(LightningModule):
         self.lr = 0.0
         self._new_evaluator = evaluator
         self._image_ids = image_ids
+        self._teacher = teacher
         self._sums: dict[str, float] = {}
         self._batches = 0
         self._scores: dict[str, float | None] = {}
@@ -142,7 +145,7 @@ class Training(LightningModule):
         self.lr = self.train_config.optimizer.lr * factor
         for group in cast("Optimizer", self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = self.lr * group["lr_factor"]
-        losses = self.detector.losses(*batch)
+        losses = self._losses(*batch)
         everywhere = self.trainer.strategy.reduce(torch.stack(list(losses.values())).detach().float(), reduce_op="mean")
         self.terms = dict(zip(losses, cast("Tensor", everywhere).tolist(), strict=True))
         for name, value in self.terms.items():
@@ -156,6 +159,11 @@ class Training(LightningModule):
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._batches += 1
         return torch.stack(list(losses.values())).sum()
+
+    def _losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
+        if self._teacher is None:
+            return self.detector.losses(batch, targets)
+        return cast("YOLOv3", self.detector).losses(batch, targets, self._teacher(batch.images))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the average follow."""

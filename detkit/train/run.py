@@ -26,7 +26,8 @@ import logging
 import pickle
 import signal
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from detkit.predict.runs import explained, next_run, require_free
 from detkit.train.callbacks import STATE, Display, Record
 from detkit.train.config import TrainConfig, model_tree, read_train_config
 from detkit.train.module import Row, Training
+from detkit.train.teacher import load_teacher
 from detkit.weights.checkpoint import load_state, read_tensors
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -168,6 +170,7 @@ def _fit(
         config.selection.model_copy(update={"score": 0.001, "max_detections": 100, "labels": known}),
         lambda: CocoEvaluator(truth, to_data),
         [sample.id for sample in evaluated.samples],
+        load_teacher(config, detector),
     ).to(memory_format=torch.channels_last)
     if state is not None:
         module.restore(state)
@@ -188,14 +191,25 @@ def _fit(
         found = job.data if job.data.startswith("sample:") else str(Path(job.data).resolve())
         trainer.callbacks += [Record(folder, config, asdict(replace(job, data=found)), evaluated)]  # type: ignore[attr-defined]
         trainer.callbacks += [Display(config.train.epochs, console)] if console else []  # type: ignore[attr-defined]
+    with _explained_stop(trainer, folder), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer.fit(module, loader, evaluation)
+    if folder is None:
+        return None
+    evaluations = [row for row in module.history if "AP" in row]
+    best = evaluations[module.scores.index(max(module.scores))] if evaluations else None
+    return Trained(folder, len(module.history), module.given_up, module.history[-1], best)
+
+
+@contextmanager
+def _explained_stop(trainer: Trainer, folder: Path | None) -> Iterator[None]:
+    """Say of what ends a training before its time how to go on, and end the other processes."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            trainer.fit(module, loader, evaluation)
+        yield
     except SystemExit as exit_:
         if folder is None:  # another process says why
             raise
-        raise KeyboardInterrupt from exit_  # what Lightning makes an exit of
+        raise KeyboardInterrupt(folder) from exit_  # what Lightning makes an exit of
     except RuntimeError as error:
         if trainer.world_size > 1 and "by peer" in str(error):
             raise DetkitError("another process of the training has ended, and said why above") from None
@@ -205,15 +219,10 @@ def _fit(
             trainer.strategy.launcher.kill(signal.SIGKILL)
         if folder is None or (isinstance(error, OSError) and error.errno not in _NO_ROOM):
             raise
-        what = error if isinstance(error, DetkitError) else f"{folder}: cannot be written: {error.strerror}"
-        raise DetkitError(
-            f"{what}; the last whole epoch is kept: `detkit train --resume {folder}` goes on from there"
-        ) from None
-    if folder is None:
-        return None
-    evaluations = [row for row in module.history if "AP" in row]
-    best = evaluations[module.scores.index(max(module.scores))] if evaluations else None
-    return Trained(folder, len(module.history), module.given_up, module.history[-1], best)
+        what = str(error) if isinstance(error, DetkitError) else f"{folder}: cannot be written: {error.strerror}"
+        if (folder / STATE).exists():
+            what += f"; the last whole epoch is kept: `detkit train --resume {folder}` goes on from there"
+        raise DetkitError(what) from None
 
 
 def _trainer(config: TrainConfig, job: Job) -> Trainer:

@@ -89,7 +89,7 @@ def test_an_interrupt_ends_in_order(config: Path, data: str, tmp_path: Path) -> 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("stopped; `detkit train --resume")
+    assert errors.splitlines()[-1].startswith(f"stopped; `detkit train --resume {tmp_path / 'run'}`")
     assert "Traceback" not in errors
 
 
