@@ -10,6 +10,7 @@ from detkit.errors import DetkitError
 
 from .detect import detect_command
 from .eval import eval_command
+from .train import train_command
 
 app = typer.Typer(
     name="detkit",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("detect")(detect_command)
 app.command("eval")(eval_command)
+app.command("train")(train_command)
 
 
 def _print_version(wanted: bool) -> None:

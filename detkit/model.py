@@ -138,9 +138,13 @@ def load(
 
 
 def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
-    """Read a shipped config's name or a .yaml file, with `key.subkey=value` overrides."""
+    """Read the model of a shipped config's name or of a .yaml file, with `key.subkey=value` overrides.
+
+    The sections that only training reads are passed over.
+    """
     path = find_config(name)
-    return validate(ModelConfig, override(read_yaml(path), settings), path.name)
+    tree = override(read_yaml(path), settings)
+    return validate(ModelConfig, {key: tree[key] for key in tree if key not in ("augment", "train")}, path.name)
 
 
 def build_detector(config: ModelConfig) -> Detector:

@@ -45,7 +45,8 @@ class Training(LightningModule):
     """A detector in training.
 
     selection, evaluator: for evaluation, which makes a fresh evaluator each time; image_ids: those of the evaluated
-    pictures by their index. teacher: gives the raw maps of a model to learn from. `network` is what is evaluated and saved: the averaged weights where there is an average.
+    pictures by their index. teacher: gives the raw maps of a model to learn from. `network` is what is evaluated and
+    saved: the averaged weights where there is an average.
     terms, lr: the loss terms of the last step, averaged over processes, and its learning rate (for all but the
     backbone).
     """

@@ -1,0 +1,66 @@
+"""A teacher: another detector whose raw maps of the training pictures are learned beside their objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from detkit.data.names import class_names, match_classes
+from detkit.detectors.base import Detector
+from detkit.detectors.darknet import Darknet, GridHead
+from detkit.detectors.yolov3 import YOLOv3
+from detkit.errors import DetkitError
+from detkit.model import load
+from detkit.train.config import TrainConfig
+
+
+def load_teacher(config: TrainConfig, student: Detector) -> Callable[[Tensor], list[Tensor]] | None:
+    """Return what gives a teacher's raw maps of pictures [B, 3, H, W], in the student's order, if there is a teacher.
+
+    Raises DetkitError when student or teacher is not of YOLOv3's kind, or their levels, anchors or classes differ.
+    """
+    if config.train.teacher is None:
+        return None
+    name = config.train.teacher.model
+    model = load(name, config.train.teacher.weights, device="cpu")
+    teacher = model.detector
+    if not isinstance(student, YOLOv3):
+        raise DetkitError(f"train.teacher: {config.detector.name} cannot learn from one, only yolov3 can")  # type: ignore[attr-defined]
+    if isinstance(teacher, YOLOv3):
+        anchors = teacher.anchors
+    elif isinstance(teacher, Darknet) and all(
+        isinstance(head, GridHead) and not head.softmax for head in teacher.heads
+    ):
+        anchors = [head.anchors for head in teacher.heads if isinstance(head, GridHead)]
+    else:
+        raise DetkitError(f"train.teacher.model: {name} is not of YOLOv3's kind, whose maps a student could learn")
+
+    labels = match_classes(model.classes, class_names(config.classes)).to_model
+    if None in labels or len(labels) != len(model.classes):
+        raise DetkitError(f"train.teacher.model: {name} has other classes than the student")
+    nothing = torch.zeros(1, 3, *config.preprocess.size)
+    with torch.no_grad():
+        cells = [x.shape[-2:] for x in teacher(nothing)]
+        own_cells = [x.shape[-2:] for x in student(nothing)]
+    finest_first = sorted(range(len(cells)), key=lambda i: -cells[i].numel())
+    anchors, cells = [anchors[i] for i in finest_first], [cells[i] for i in finest_first]
+    if cells != own_cells or any(not torch.equal(a, b) for a, b in zip(anchors, student.anchors, strict=True)):
+        raise DetkitError(
+            f"train.teacher.model: {name} has other levels or anchors than the student: it needs "
+            + ", ".join(f"{tuple(c)} cells with anchors {a.tolist()}" for c, a in zip(cells, anchors, strict=True))
+        )
+    fields = torch.tensor([*range(5), *(5 + label for label in labels if label is not None)])
+
+    @torch.no_grad()
+    def maps(pictures: Tensor) -> list[Tensor]:
+        teacher.to(pictures.device)
+        raw = teacher(pictures)
+        found = []
+        for i in finest_first:
+            by_anchor = raw[i].unflatten(1, (-1, len(fields)))
+            found.append(by_anchor.index_select(2, fields.to(pictures.device)).flatten(1, 2))
+        return found
+
+    return maps
