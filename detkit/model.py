@@ -22,7 +22,6 @@ from detkit.data.picture import read_picture, sample_picture
 from detkit.detectors import detector_class
 from detkit.detectors.base import Detector
 from detkit.errors import DetkitError
-from detkit.ops import boxes as box_ops
 from detkit.ops.nms import Selection
 from detkit.preprocess import Preprocess
 from detkit.structures import Detections
@@ -88,12 +87,7 @@ class Model:
         dtype = _DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
             found = self.detector.detect(batch.to(self.device), selection or self.selection)
-        results = []
-        for detections, placement in zip(found, placements, strict=True):
-            boxes = box_ops.clip(placement.to_picture(detections.boxes), *placement.picture)
-            placed = Detections(boxes, detections.scores, detections.labels, placement.picture)
-            results.append(placed[(box_ops.area(boxes) > 0).nonzero()[:, 0]])  # the margin holds nothing
-        return results
+        return [placement.restore(detections) for detections, placement in zip(found, placements, strict=True)]
 
 
 def load(
@@ -143,8 +137,10 @@ def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
     The sections that only training reads are passed over.
     """
     path = find_config(name)
-    tree = override(read_yaml(path), settings)
-    return validate(ModelConfig, {key: tree[key] for key in tree if key not in ("augment", "train")}, path.name)
+    tree = read_yaml(path)
+    for section in ("augment", "train"):
+        tree.pop(section, None)
+    return validate(ModelConfig, override(tree, settings), path.name)
 
 
 def build_detector(config: ModelConfig) -> Detector:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkit.config import Strict
-from detkit.structures import Batch
+from detkit.ops.boxes import area, clip
+from detkit.structures import Batch, Detections
 
 _CV2 = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
 
@@ -39,6 +40,12 @@ class Placement:
     def to_picture(self, boxes: Tensor) -> Tensor:
         """Map xyxy boxes [..., 4] from the canvas back to the picture, unclipped."""
         return (boxes - self._shift(boxes)) / self._scale(boxes)
+
+    def restore(self, found: Detections) -> Detections:
+        """Map detections from the canvas to the picture, clipped to it; what lies in the margin is dropped."""
+        boxes = clip(self.to_picture(found.boxes), *self.picture)
+        placed = Detections(boxes, found.scores, found.labels, self.picture)
+        return placed[(area(boxes) > 0).nonzero()[:, 0]]
 
     def _scale(self, like: Tensor) -> Tensor:
         y, x = (new / old for new, old in zip(self.resized, self.picture, strict=True))

@@ -13,8 +13,8 @@ PACKAGE = Path(detkit.__file__).parent
 LAYERS = [
     {"errors"},
     {"structures", "config", "files"},
+    {"ops", "draw"},
     {"preprocess"},
-    {"ops"},
     {"backbones", "necks", "regions"},
     {"weights"},
     {"detectors"},

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from detkit.preprocess import Placement, Preprocess
+from detkit.structures import Detections
 
 MODES = [
     Preprocess(mode="stretch", size=(96, 128)),
@@ -78,3 +79,11 @@ def test_a_picture_of_the_right_size_is_not_touched() -> None:
 def test_size_must_fit_the_divisor() -> None:
     with pytest.raises(ValidationError, match="multiples of the divisor 32"):
         Preprocess(size=(400, 416))
+
+
+def test_detections_go_back_to_the_picture_and_the_margin_is_left_out() -> None:
+    boxes = torch.tensor([[10.0, 30.0, 50.0, 60.0], [0.0, 0.0, 100.0, 20.0]])  # the second is in the margin above
+    found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 0]), (100, 100))
+    placed = Placement((100, 200), (50, 100), (25, 0)).restore(found)
+    assert placed.boxes.tolist() == [[20.0, 10.0, 100.0, 70.0]]
+    assert (placed.labels.tolist(), placed.size) == ([1], (100, 200))

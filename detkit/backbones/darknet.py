@@ -65,7 +65,7 @@ class TinyDarknet(Backbone):
     def __init__(self, strides: Sequence[int] = (16, 32)) -> None:
         super().__init__()
         channels = (16, 32, 64, 128, 256, 512)
-        self.convs = nn.ModuleList(ConvUnit(a, b, 3) for a, b in zip((3, *channels), channels, strict=False))
+        self.stages = nn.ModuleList(ConvUnit(a, b, 3) for a, b in zip((3, *channels), channels, strict=False))
         self.pool = nn.MaxPool2d(2, 2)
         self.last = nn.Sequential(SamePool(2), ConvUnit(512, 1024, 3))
         _keep_levels(self, strides, {2: 32, 4: 64, 8: 128, 16: 256, 32: 1024})
@@ -74,7 +74,7 @@ class TinyDarknet(Backbone):
         """[B, 3, H, W] → one map per wanted stride, finest first."""
         x = images
         maps = []
-        for level, conv in enumerate(self.convs):
+        for level, conv in enumerate(self.stages):
             x = conv(self.pool(x) if level else x)
             if 0 < level < 5 and 2**level in self.strides:
                 maps.append(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -12,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from detkit.draw import Color, class_color, text_color
 from detkit.structures import Batch, Target
 
-Color = tuple[int, int, int]
 Box = list[int]  # the first and last pixel: x1, y1, x2, y2
 
 _MOST = 16  # pictures on a sheet
@@ -54,13 +53,13 @@ def _tile(pixels: NDArray[np.uint8], target: Target, classes: Sequence[str]) -> 
     ignored = (target.crowd | target.difficult).tolist()
     labels, corners = target.labels.tolist(), boxes.tolist()
     for i in large_first:
-        _outline(pen, corners[i], _color(labels[i]), dashed=ignored[i])
+        _outline(pen, corners[i], class_color(classes[labels[i]]), dashed=ignored[i])
     tags: list[Box] = []
     for i in large_first:
         tag = _tag_place(corners[i], classes[labels[i]], tile.size)
         if corners[i][2] - corners[i][0] > (tag[2] - tag[0]) / 2 and not any(_touch(tag, other) for other in tags):
             tags.append(tag)
-            _tag(pen, tag, classes[labels[i]], _color(labels[i]))
+            _tag(pen, tag, classes[labels[i]], class_color(classes[labels[i]]))
     return tile
 
 
@@ -93,14 +92,7 @@ def _touch(a: Box, b: Box) -> bool:
 
 def _tag(pen: ImageDraw.ImageDraw, place: Box, name: str, color: Color) -> None:
     pen.rectangle(tuple(place), fill=color)
-    dark = np.dot(color, (0.299, 0.587, 0.114)) < 140
-    pen.text((place[0] + 3, place[1]), name, fill=(255, 255, 255) if dark else (0, 0, 0), font=_font())
-
-
-def _color(label: int) -> Color:
-    """Steps of the golden section around the colour circle: neighbouring labels lie far apart."""
-    red, green, blue = colorsys.hsv_to_rgb(0.97 + label * 0.618034, 0.8, 1)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    pen.text((place[0] + 3, place[1]), name, fill=text_color(color), font=_font())
 
 
 @cache

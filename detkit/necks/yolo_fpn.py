@@ -45,7 +45,7 @@ class Level(nn.Module):
         self.lateral = ConvUnit(channels, lateral_width, 1) if lateral_width else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, C, h, w] → what the head reads [B, 2·width, h, w], and what the next finer level reads if there is one."""
+        """[B, C, h, w] → what the head reads [B, 2·width, h, w], and what the next finer level reads, if any."""
         x = self.chain(x)
         return self.out(x), self.lateral(x) if self.lateral is not None else None
 

@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit.draw import draw, pixel_corners
 from detkit.errors import DetkitError, nearest
 from detkit.predict.convert import to_json
-from detkit.predict.draw import draw, pixel_corners
 from detkit.predict.runs import aside, explained, next_run, require_free
 from detkit.predict.sources import Frame, Source
 from detkit.structures import Detections

@@ -19,12 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from detkit.backbones.base import Backbone
 from detkit.detectors.base import Detector
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.records import DetectionTable
-from detkit.ops import boxes as box_ops
 from detkit.ops.nms import Selection
 from detkit.preprocess import Placement
 from detkit.structures import Batch, Detections, Target
@@ -183,7 +183,7 @@ class Training(LightningModule):
         pictures, _, placements, indices = batch
         found = self.network.detect(pictures, self.selection)
         for number, detections, placement in zip(indices, found, placements, strict=True):
-            placed = to_picture(detections, placement)
+            placed = placement.restore(detections)
             self._evaluator.update(self._image_ids[number], placed)
             if len(self.examples) < 16:
                 self.examples.append((number, placed))
@@ -212,13 +212,6 @@ class Training(LightningModule):
         return patience is not None and evaluations_since_best(self.scores) >= patience
 
 
-def to_picture(detections: Detections, placement: Placement) -> Detections:
-    """Map detections from the network's input to the picture's own pixels; what lies in the margin is dropped."""
-    boxes = box_ops.clip(placement.to_picture(detections.boxes), *placement.picture)
-    placed = Detections(boxes, detections.scores, detections.labels, placement.picture)
-    return placed[(box_ops.area(boxes) > 0).nonzero()[:, 0]]
-
-
 def frozen_modules(detector: Detector, train: Train) -> list[nn.Module]:
     """Return what does not learn and stays in evaluation mode: `freeze` and the batch norms of `frozen_batch_norm`."""
     frozen: list[nn.Module] = []
@@ -231,7 +224,7 @@ def frozen_modules(detector: Detector, train: Train) -> list[nn.Module]:
             frozen.append(part)
         if isinstance(train.freeze, int):
             backbone = frozen.pop()
-            stages: list[nn.Module] = getattr(backbone, "parts", list)()
+            stages = backbone.stages_from_picture() if isinstance(backbone, Backbone) else []
             if train.freeze > len(stages):
                 raise DetkitError(
                     f"train.freeze: {type(backbone).__name__} has {len(stages)} stages to freeze, got {train.freeze}; "

@@ -1,15 +1,12 @@
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 from detkit.errors import DetkitError
 from detkit.model import build_detector
-from detkit.preprocess import Placement
-from detkit.structures import Detections
 from detkit.train.config import SGD, Train, TrainConfig, read_train_config
-from detkit.train.module import frozen_modules, parameter_groups, to_picture
+from detkit.train.module import frozen_modules, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +41,8 @@ def test_what_does_not_learn(options: TrainConfig) -> None:
 
 def test_stages_are_frozen_from_the_picture_on(options: TrainConfig) -> None:
     detector = build_detector(options)
-    stages = list(detector.backbone.model.children())
-    detector.backbone.parts = lambda: stages
-    assert frozen_modules(detector, Train(freeze=2)) == stages[:2]
+    frozen = {id(p) for module in frozen_modules(detector, Train(freeze=2)) for p in module.parameters()}
+    stages = detector.backbone.stages_from_picture()
+    assert frozen == {id(p) for stage in stages[:2] for p in stage.parameters()}
     with pytest.raises(DetkitError, match=f"train.freeze: TimmBackbone has {len(stages)} stages to freeze, got 99"):
         frozen_modules(detector, Train(freeze=99))
-
-
-def test_detections_go_back_to_the_picture_and_the_margin_is_left_out() -> None:
-    boxes = torch.tensor([[10.0, 30.0, 50.0, 60.0], [0.0, 0.0, 100.0, 20.0]])  # the second is in the margin above
-    found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 0]), (100, 100))
-    placed = to_picture(found, Placement((100, 200), (50, 100), (25, 0)))
-    assert placed.boxes.tolist() == [[20.0, 10.0, 100.0, 70.0]]
-    assert (placed.labels.tolist(), placed.size) == ([1], (100, 200))

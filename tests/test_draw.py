@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.predict import draw as module
-from detkit.predict.draw import class_color, draw, pixel_corners
+from detkit import draw as module
+from detkit.draw import class_color, draw, pixel_corners
 from detkit.structures import Detections
 
 
@@ -123,7 +123,7 @@ def test_text_can_be_read_on_its_color(name: str) -> None:
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
     ground = class_color(name)
-    light, dark = sorted((luminance(ground), luminance(module._text_color(ground))), reverse=True)
+    light, dark = sorted((luminance(ground), luminance(module.text_color(ground))), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2, level AA
 
 

@@ -68,7 +68,7 @@ def draw(picture: NDArray[np.uint8], detections: Detections, classes: Sequence[s
         pen.rectangle((left, top, left + w - 1, top + h - 1), fill=color)
         ascent, descent = font.getmetrics()
         baseline = top + (h - ascent - descent) // 2 + ascent
-        pen.text((left + _padding(font), baseline), text, fill=_text_color(color), font=font, anchor="ls")
+        pen.text((left + _padding(font), baseline), text, fill=text_color(color), font=font, anchor="ls")
     return np.asarray(canvas)
 
 
@@ -158,7 +158,7 @@ def _shared_area(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.f
     return area
 
 
-def _text_color(background: Color) -> Color:
+def text_color(background: Color) -> Color:
     """Black or white, whichever has the higher contrast (WCAG 2, relative luminance)."""
     channels = np.array(background) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
