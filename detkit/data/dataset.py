@@ -30,7 +30,8 @@ YAML file::
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -73,9 +74,12 @@ class VocDescription(Strict):
 def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
     """Read a split of a data set: a folder, a file or `sample:shapes`.
 
-    Without a split the only one is taken, else the validation split, else the test split. Errors: a layout that is
-    none of those above, a split that does not exist, and whatever the reader of the format finds.
+    Without a split the only one is taken, else the validation split, else the test split; `train+extra` is two splits
+    as one. Errors: a layout that is none of those above, a split that does not exist, and whatever the reader of the
+    format finds.
     """
+    if split is not None and "+" in split:
+        return _join([load_dataset(data, part) for part in split.split("+")], split)
     if str(data).startswith("sample:"):
         shapes = parse_shapes(str(data))
         return load_shapes(shapes, choose_split(shapes.splits, split, str(data)))
@@ -91,6 +95,25 @@ def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
     if path.suffix in (".yaml", ".yml"):
         return _load_yaml(path, split)
     raise DetkitError(f"{path}: expected a folder, a COCO .json or a .yaml that describes a data set")
+
+
+def _join(parts: Sequence[Dataset], split: str) -> Dataset:
+    first = parts[0]
+    samples = [sample for part in parts for sample in part.samples]
+    if any(part.classes != first.classes for part in parts):
+        raise DetkitError(f"{first.source}: the splits of {split!r} have different classes and cannot be one")
+    counts = Counter(sample.id for sample in samples)
+    if len(counts) < len(samples):
+        twice = counts.most_common(1)[0][0]
+        raise DetkitError(f"{first.source}: the picture {twice!r} is in more than one split of {split!r}")
+    return Dataset(
+        first.source,
+        split,
+        first.classes,
+        samples,
+        first.category_ids,
+        [f"{part.split}: {note}" for part in parts for note in part.notes],
+    )
 
 
 def choose_split(splits: Iterable[str], wanted: str | None, source: str) -> str:

@@ -101,3 +101,16 @@ def test_what_is_no_data_set(tmp_path):
         with pytest.raises(DetkitError, match=message):
             load_dataset(data, split)
     assert len(load_dataset(tmp_path / "a.json")) == 0
+
+
+def test_two_splits_as_one(shared: Path) -> None:
+    both = load_dataset(shared / "coco_subset", "train2017+val2017")
+    parts = [load_dataset(shared / "coco_subset", split) for split in ("train2017", "val2017")]
+    assert (len(both), both.split) == (394, "train2017+val2017")
+    assert [sample.id for sample in both.samples] == [sample.id for part in parts for sample in part.samples]
+    truth = both.ground_truth()
+    assert len(truth["annotations"]) == sum(len(sample.boxes) for part in parts for sample in part.samples)
+    with pytest.raises(DetkitError, match=r"the picture 139 is in more than one split of 'val2017\+val2017'"):
+        load_dataset(shared / "coco_subset", "val2017+val2017")
+    with pytest.raises(DetkitError, match="no split 'ekstra'; did you mean 'extra'"):
+        load_dataset(shared / "coco_subset", "train2017+ekstra")
