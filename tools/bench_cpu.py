@@ -189,7 +189,7 @@ def selections(spec: dict[str, Any]) -> Iterator[Contestant]:
 
 
 def clustered(count: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates as a detector gives them: 50 around each object, shifted and scaled by 8 %, one class in ten at random.
+    """Candidates as a detector gives them: 50 around each object, shifted and scaled by 8 %, a tenth with any class.
 
     Objects have sides of 16 to 256 pixels and lie anywhere in 1280 × 1280; scores are all different and fall with the
     distance to the object. Returns boxes [N, 4], scores [N], labels [N].
@@ -512,12 +512,12 @@ def show(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 130)
     table = Table(title="Milliseconds on the CPU; ratio = median of the case's first contestant ÷ this one's")
     for column in ("case", "contestant"):
         table.add_column(column, no_wrap=True)
     for column in ("median", "min", "max", "ratio", "GFLOP", "boxes"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for result in report["cases"]:
         for i, row in enumerate(result["contestants"]):
             table.add_row(
