@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.data.names import CLASS_LISTS
+from detkit.errors import DetkitError
+from detkit.model import build_detector, load
+from detkit.train.config import TrainConfig
+from detkit.train.module import Training
+from detkit.train.teacher import load_teacher
+from detkit.weights.checkpoint import Header, save_checkpoint
+
+LEVELS = [
+    {"stride": 16, "anchors": [[12, 18], [37, 49], [52, 132]], "width": 16, "depth": 0},
+    {"stride": 32, "anchors": [[115, 73], [119, 199], [242, 238]], "width": 16, "depth": 1},
+]
+
+
+def config(teacher: Path, classes=("cat", "dog"), levels=LEVELS) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "classes": list(classes),
+            "detector": {"name": "yolov3", "backbone": {"name": "darknet_tiny"}, "levels": levels},
+            "preprocess": {"size": [64, 96]},
+            "train": {"teacher": {"model": str(teacher)}},
+        }
+    )
+
+
+def save_teacher(path: Path, classes=("cat", "dog"), levels=LEVELS) -> Path:
+    of_teacher = config(path, classes, levels)
+    torch.manual_seed(7)
+    detector = build_detector(of_teacher)
+    tree = of_teacher.model_dump(mode="json", include={"classes", "detector", "preprocess", "selection"})
+    save_checkpoint(path, detector.state_dict(), Header(tree, tuple(classes), {}))
+    return path
+
+
+def test_without_a_teacher_there_are_no_maps(tmp_path: Path) -> None:
+    alone = config(tmp_path).model_copy(update={"train": config(tmp_path).train.model_copy(update={"teacher": None})})
+    assert load_teacher(alone, build_detector(alone)) is None
+
+
+def test_maps_are_the_teachers_with_classes_in_the_students_order(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher.safetensors", ("dog", "cat"))
+    options = config(teacher)
+    maps = load_teacher(options, build_detector(options))
+    pictures = torch.rand(2, 3, 64, 96)
+    raw = load(teacher, device="cpu").detector(pictures)
+    for found, own in zip(maps(pictures), raw, strict=True):
+        assert not found.requires_grad
+        own = own.view(2, 3, 7, *own.shape[2:])
+        torch.testing.assert_close(found.view_as(own), own[:, :, [0, 1, 2, 3, 4, 6, 5]])
+
+
+def test_a_darknet_network_teaches_finest_level_first(shared: Path) -> None:
+    cfg = shared / "weights/yolo-fastest-1.1/yolo-fastest-1.1.cfg"
+    options = config(cfg, CLASS_LISTS["coco"])
+    found = load_teacher(options, build_detector(options))(torch.rand(1, 3, 64, 96))
+    assert [tuple(x.shape) for x in found] == [(1, 255, 4, 6), (1, 255, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "levels", "message"),
+    [
+        (("cat", "cow"), LEVELS, "other classes than the student"),
+        (("cat", "dog", "cow"), LEVELS, "other classes than the student"),
+        (("cat", "dog"), [LEVELS[0] | {"anchors": [[1, 1]] * 3}, LEVELS[1]], "other levels or anchors"),
+        (("cat", "dog"), LEVELS[1:], "other levels or anchors"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_named(tmp_path: Path, classes, levels, message) -> None:
+    options = config(save_teacher(tmp_path / "teacher.safetensors", classes, levels))
+    with pytest.raises(DetkitError, match=message):
+        load_teacher(options, build_detector(options))
+
+
+def test_the_teachers_weights_are_no_part_of_the_run(tmp_path: Path) -> None:
+    options = config(save_teacher(tmp_path / "teacher.safetensors"))
+    detector = build_detector(options)
+    training = Training(detector, options.train, options.selection, lambda: None, [], load_teacher(options, detector))
+    names = {name.split(".")[0] for name in training.state_dict()}
+    assert names == {"detector", "average"}
