@@ -557,6 +557,7 @@ def main() -> None:
     counts = [1000] if options.quick else [1000, 10_000, 50_000]
     if options.only:
         models, counts = (models, []) if options.only == "models" else ([], counts)
+    torch.set_num_threads(options.threads)
     load = os.getloadavg()[0]
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as folder:
