@@ -44,7 +44,8 @@ class Batch:
     """What a detector reads.
 
     images [B, 3, H, W] RGB float 0 … 1, padded to one size; sizes [B, 2] int64 (height, width) of each picture inside
-    the padding; proposals for the detectors that take their boxes from outside the network.
+    the padding, which begins where its Placement says (a letterbox centres it); proposals for the detectors that take
+    their boxes from outside the network.
     """
 
     images: Tensor

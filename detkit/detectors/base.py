@@ -43,7 +43,8 @@ class Detector(nn.Module, ABC):
         """Find objects: forward, decode, select; boxes are pixels of the network's input, clipped to it."""
         candidates = self.decode(self(batch.images), selection.score)
         height, width = batch.images.shape[-2:]
-        canvas = torch.tensor([[height, width]], device=candidates.boxes.device).expand(len(batch), 2)
+        # Filled on the device: to copy two numbers there would mean to wait.
+        canvas = torch.stack([torch.full_like(candidates.count, side) for side in (height, width)], 1)
         detections = select(candidates, selection, canvas).detections([(height, width)] * len(batch))
         warn_of_cap(candidates, selection)
         return detections

@@ -54,8 +54,8 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 def overlap(a: Tensor, b: Tensor, kind: Overlap = "iou", eps: float = 1e-9) -> Tensor:
     """IoU, GIoU (arXiv 1902.09630), DIoU or CIoU (arXiv 1911.08287) of boxes.
 
-    a [..., 4] and b [..., 4] broadcast, so `overlap(a[:, None], b)` is the matrix of all pairs. Differentiable; two
-    boxes of zero area give 0. The trade-off weight of CIoU carries no gradient, as its paper has it.
+    a [..., 4] and b [..., 4] broadcast, so `overlap(a[:, None], b)` is the matrix of all pairs. Differentiable; the
+    IoU of two boxes of zero area is 0. The trade-off weight of CIoU carries no gradient, as its paper has it.
     """
     inter = intersection(a, b)
     union = area(a) + area(b) - inter

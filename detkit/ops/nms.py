@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor
 from detkit.config import Strict
 from detkit.ops import boxes as box_ops
 from detkit.structures import Candidates
+
+# To import the compiler and its code takes seconds in a new process, so a few candidates do without.
+_WORTH_COMPILING = 256
 
 
 class Selection(Strict):
@@ -55,11 +59,12 @@ def select(candidates: Candidates, selection: Selection, sizes: Tensor | None = 
     """Suppress overlapping candidates of a whole batch and keep the best, K ≤ `max_detections`, by falling score.
 
     sizes [B, 2] (height, width): results are clipped to them. Runs for all pictures at once, and on a GPU without
-    waiting for it; K is then `max_detections` (at most N), and `count` says how many rows hold.
+    waiting for it, in K rounds; K is `max_detections` (at most N), and `count` says how many rows hold.
     """
     table = _by_score(candidates, selection)
     length = min(selection.max_detections, table.scores.shape[1])
-    if selection.method == "greedy" and table.scores.device.type == "cpu":
+    compiled = table.scores.device.type == "cpu" and table.scores.shape[1] > _WORTH_COMPILING
+    if selection.method == "greedy" and compiled:
         index, scores, count = _greedy_on_cpu(table, selection, length)
     else:
         index, scores, count = _round_by_round(table, selection, length)
@@ -75,28 +80,35 @@ def select(candidates: Candidates, selection: Selection, sizes: Tensor | None = 
 
 def warn_of_cap(candidates: Candidates, selection: Selection) -> None:
     """Say that the cap on candidates bites; reads the counts, so call it once the results are on the CPU anyway."""
-    worst = int(candidates.count.max()) if len(candidates) else 0
-    if worst > selection.cap:
+    if candidates.scores.shape[1] > selection.cap and bool(
+        (_enters(candidates, selection).sum(1) > selection.cap).any()
+    ):
         warnings.warn(
-            f"{worst} candidates are above the score {selection.score} in one picture and only "
-            f"the best {selection.cap} enter the selection; raise max_detections or the score to change that",
+            f"more than {selection.cap} candidates of a picture are above the score {selection.score}, and only the "
+            f"best {selection.cap} enter the selection; raise max_detections or the score to change that",
             stacklevel=2,
         )
 
 
+def _enters(candidates: Candidates, selection: Selection) -> Tensor:
+    """[B, N] bool: which rows are above the score and of a wanted label."""
+    enters = candidates.valid & (candidates.scores > selection.score)
+    if selection.labels:  # compared one by one: a tensor of them would have to be copied to the device
+        enters &= reduce(Tensor.logical_or, (candidates.labels == label for label in selection.labels))
+    return enters
+
+
 def _by_score(candidates: Candidates, selection: Selection) -> Candidates:
-    """Sort the rows above the score threshold by falling score, equal ones by rising index, and cut at the cap."""
-    above = candidates.valid & (candidates.scores > selection.score)
-    if selection.labels:
-        above &= torch.isin(candidates.labels, candidates.labels.new_tensor(selection.labels))
-    scores = candidates.scores.masked_fill(~above, -torch.inf)
+    """Sort the rows that enter by falling score, equal ones by rising index, and cut at the cap."""
+    enters = _enters(candidates, selection)
+    scores = candidates.scores.masked_fill(~enters, -torch.inf)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     order = order[:, : selection.cap]
     return Candidates(
         candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4)),
         scores[:, : selection.cap],
         candidates.labels.gather(1, order),
-        above.sum(1).clamp(max=selection.cap),
+        enters.sum(1).clamp(max=selection.cap),
     )
 
 
@@ -105,7 +117,7 @@ def _greedy_on_cpu(table: Candidates, selection: Selection, length: int) -> tupl
 
     labels = torch.zeros_like(table.labels) if selection.class_agnostic else table.labels
     index, count = greedy_nms(
-        table.boxes.float().contiguous().numpy(),
+        table.boxes.detach().float().contiguous().numpy(),
         labels.contiguous().numpy(),
         table.count.numpy(),
         selection.iou,
@@ -125,6 +137,8 @@ def _round_by_round(table: Candidates, selection: Selection, length: int) -> tup
     taken_index, taken_score = [], []
     for _ in range(length):
         score, best = scores.max(1, keepdim=True)
+        if scores.device.type == "cpu" and not (score > -torch.inf).any():
+            break  # on a GPU, to know that would mean to wait
         box = table.boxes.gather(1, best[..., None].expand(-1, -1, 4))
         factor = decay(box, table.boxes)
         if not selection.class_agnostic:
@@ -132,10 +146,9 @@ def _round_by_round(table: Candidates, selection: Selection, length: int) -> tup
         scores = torch.where(factor > 0, scores * factor, -torch.inf).scatter(1, best, -torch.inf)
         taken_index.append(best)
         taken_score.append(score)
-    if not taken_index:
-        empty = torch.zeros_like(table.labels)
-        return empty, table.scores, torch.zeros_like(table.count)
-    index, score = torch.cat(taken_index, 1), torch.cat(taken_score, 1)
+    missing = length - len(taken_index)
+    index = torch.cat([*taken_index, table.labels.new_zeros(len(table), missing)], 1)
+    score = torch.cat([*taken_score, table.scores.new_full((len(table), missing), -torch.inf)], 1)
     return index, score, (score > selection.score).sum(1)
 
 

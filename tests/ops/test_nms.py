@@ -1,4 +1,5 @@
 import warnings
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 import torchvision.ops as tv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detkit.ops.nms import Selection, _by_score, _round_by_round, select, warn_of_cap
 from detkit.structures import Candidates
@@ -54,6 +56,7 @@ def assert_same(a: Candidates, b: Candidates) -> None:
 @settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(0, 70), min_size=1, max_size=4),
+    compiled=st.booleans(),
     classes=st.sampled_from([1, 3, 40]),
     seed=st.integers(0, 10_000),
     levels=st.sampled_from([2, 1000]),
@@ -61,10 +64,11 @@ def assert_same(a: Candidates, b: Candidates) -> None:
     limit=st.sampled_from([1, 7, 300]),
     agnostic=st.booleans(),
 )
-def test_greedy_is_the_definition(sizes, classes, seed, levels, iou, limit, agnostic) -> None:
+def test_greedy_is_the_definition(sizes, compiled, classes, seed, levels, iou, limit, agnostic) -> None:
     table = candidates(sizes, classes, seed, levels)
     selection = Selection(score=0.1, iou=iou, max_detections=limit, class_agnostic=agnostic)
-    result = select(table, selection)
+    with patch("detkit.ops.nms._WORTH_COMPILING", -1 if compiled else 10**9):
+        result = select(table, selection)
     for b, size in enumerate(sizes):
         boxes, scores, labels = table.boxes[b, :size], table.scores[b, :size], table.labels[b, :size]
         expected = literal_greedy(boxes, scores, labels, selection)
@@ -82,7 +86,8 @@ def test_the_rounds_of_the_gpu_give_what_the_cpu_gives(agnostic) -> None:
     selection = Selection(score=0.2, max_detections=60, class_agnostic=agnostic)
     ordered = _by_score(table, selection)
     index, scores, count = _round_by_round(ordered, selection, 60)
-    result = select(table, selection)
+    with patch("detkit.ops.nms._WORTH_COMPILING", -1):
+        result = select(table, selection)
     assert count.tolist() == result.count.tolist()
     for b, n in enumerate(count.tolist()):
         assert torch.equal(ordered.boxes[b, index[b, :n]], result.boxes[b, :n])
@@ -144,9 +149,12 @@ def test_the_cap_keeps_the_best_and_is_announced_and_lifted() -> None:
     table = Candidates(boxes, torch.rand(1, n) / 2 + 0.4, torch.zeros(1, n, dtype=torch.long), torch.tensor([n]))
     capped = Selection(max_candidates=20, max_detections=2)
     assert capped.cap == 20
-    with pytest.warns(UserWarning, match="50 candidates .* only the best 20"):
+    with pytest.warns(UserWarning, match="more than 20 candidates of a picture .* only the best 20"):
         warn_of_cap(table, capped)
     best = table.scores[0].sort(descending=True).values
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_cap(table, Selection(max_candidates=20, max_detections=2, labels=(1,)))
     wide = Selection(max_candidates=20, max_detections=50)
     assert torch.equal(select(table, wide).scores[0], best)
     with warnings.catch_warnings():
@@ -180,3 +188,28 @@ def test_nothing_in_nothing_out(method) -> None:
     result = select(empty, Selection(method=method), torch.full((3, 2), 10))
     assert result.count.tolist() == [0, 0, 0]
     assert [len(d) for d in result.detections([(10, 10)] * 3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["greedy", "soft", "diou"])
+def test_on_a_gpu_nothing_is_read_before_the_result(method) -> None:
+    # A fake tensor has no values: whatever would have to wait for one raises.
+    with FakeTensorMode():
+        table = Candidates(
+            torch.empty(2, 500, 4, device="cuda"),
+            torch.empty(2, 500, device="cuda"),
+            torch.empty(2, 500, dtype=torch.long, device="cuda"),
+            torch.empty(2, dtype=torch.long, device="cuda"),
+        )
+        selection = Selection(method=method, max_detections=20, labels=(1, 2))
+        result = select(table, selection, torch.empty(2, 2, device="cuda"))
+    assert result.boxes.shape == (2, 20, 4)
+    assert result.boxes.device.type == "cuda"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_boxes_keep_their_gradient(compiled) -> None:
+    table = candidates([40])
+    boxes = table.boxes.clone().requires_grad_()
+    with patch("detkit.ops.nms._WORTH_COMPILING", -1 if compiled else 10**9):
+        select(Candidates(boxes, table.scores, table.labels, table.count), Selection(score=0.1)).boxes.sum().backward()
+    assert boxes.grad.abs().sum() > 0

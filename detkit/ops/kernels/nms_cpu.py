@@ -27,17 +27,19 @@ def _suppressed(kept: Any, first: int, count: int, x1: Any, y1: Any, x2: Any, y2
     """Whether one of kept[:, first : first + count] overlaps the box too much."""
     zero = np.float32(0)
     for start in range(first, first + count, _BLOCK):
-        hit = False
-        for j in range(start, min(start + _BLOCK, first + count)):
-            low_x, high_x = kept[0, j], kept[2, j]
-            low_y, high_y = kept[1, j], kept[3, j]
-            low_x, high_x = (low_x if low_x > x1 else x1), (high_x if high_x < x2 else x2)
-            low_y, high_y = (low_y if low_y > y1 else y1), (high_y if high_y < y2 else y2)
+        stop = min(start + _BLOCK, first + count)
+        # Slices, so that the index of the inner loop begins at 0: only then does the compiler use vector instructions.
+        left, top, right, bottom = kept[0, start:stop], kept[1, start:stop], kept[2, start:stop], kept[3, start:stop]
+        areas = kept[4, start:stop]
+        hits = 0
+        for j in range(len(areas)):
+            low_x, high_x = (left[j] if left[j] > x1 else x1), (right[j] if right[j] < x2 else x2)
+            low_y, high_y = (top[j] if top[j] > y1 else y1), (bottom[j] if bottom[j] < y2 else y2)
             w, h = high_x - low_x, high_y - low_y
             w, h = (w if w > zero else zero), (h if h > zero else zero)
             inter = w * h
-            hit |= inter > iou * (kept[4, j] + area - inter)
-        if hit:
+            hits += inter > iou * (areas[j] + area - inter)
+        if hits:
             return True
     return False
 
