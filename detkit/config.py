@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,7 @@ from detkit.errors import DetkitError, nearest
 class Strict(BaseModel):
     """A part of a configuration: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -50,10 +51,23 @@ def find_config(name: str) -> Path:
     return shipped[name]
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML without a key that stands twice, of which the first would silently be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping after looking for keys that repeat."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen |= {key.value} if isinstance(key.value, str) else set()
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
     except OSError as error:
         raise DetkitError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -62,6 +76,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise DetkitError(f"{path}{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, RecursionError) as error:  # an impossible date, endless nesting
+        raise DetkitError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise DetkitError(f"{path}: expected a mapping of keys to values at the top, got {type(tree).__name__}")
     return tree
@@ -72,7 +88,7 @@ def override(tree: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]
 
     A list is indexed by number (`detector.levels.0.depth=3`). Validating the tree tells whether a key exists.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
+    result = copy.deepcopy(dict(tree))
     for setting in settings:
         dotted, equals, text = setting.partition("=")
         if not equals or not dotted:

@@ -25,7 +25,7 @@ from detkit.errors import DetkitError
 from detkit.ops.nms import Selection
 from detkit.preprocess import Preprocess
 from detkit.structures import Detections
-from detkit.weights.checkpoint import load_state, read_header, read_tensors
+from detkit.weights.checkpoint import has_header, load_state, read_header, read_tensors
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Resize = Literal["stretch", "letterbox"]
@@ -44,6 +44,20 @@ def _detector_config(tree: Any) -> Any:
     return nested(detector.Config, tree)
 
 
+def _class_names(value: Any) -> Any:
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise ValueError("expected the name of a list (coco, voc) or a list of class names, each in quotes if need be")
+    if value:
+        try:
+            class_names(value)
+        except DetkitError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+ClassNames = Annotated[str | list[str], BeforeValidator(_class_names)]
+
+
 class ModelConfig(Strict):
     """A config file.
 
@@ -51,7 +65,7 @@ class ModelConfig(Strict):
     detkit.detectors.DETECTORS, the other keys are its Config. preprocess, selection: what is done before and after.
     """
 
-    classes: str | list[str]
+    classes: ClassNames
     detector: Annotated[SerializeAsAny[Strict], BeforeValidator(_detector_config)]
     preprocess: Preprocess
     selection: Selection = Selection()
@@ -113,19 +127,20 @@ def load(
     elif path.suffix == ".safetensors":
         if weights:
             raise DetkitError(f"{path}: a checkpoint holds its weights; --weights {weights} has nothing to load into")
-        header = read_header(path)
-        config = validate(ModelConfig, override(header.config, settings), str(path))
+        config = _of_checkpoint(path, settings)
         detector = build_detector(config)
         load_state(detector, read_tensors(path), path)
     else:
         config = read_config(name, settings)
         if weights is None:
             raise DetkitError(f"{name}: is a config without weights; pass the file that holds them with --weights")
+        if has_header(Path(weights)):
+            _require_same_model(config, _of_checkpoint(Path(weights)), name, Path(weights))
         detector = build_detector(config)
         load_weights(detector, Path(weights))
     preprocess = config.preprocess
     if resize is not None:
-        preprocess = preprocess.model_copy(update={"mode": resize})
+        preprocess = validate(Preprocess, preprocess.model_dump() | {"mode": resize}, f"--resize {resize}")
     for_inference(detector, target, precision)
     classes = class_names(config.classes)
     return Model(detector, preprocess, config.selection, classes, path.stem, target, precision)
@@ -134,20 +149,53 @@ def load(
 def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
     """Read the model of a shipped config's name or of a .yaml file, with `key.subkey=value` overrides.
 
-    The sections that only training reads are passed over.
+    The sections that only training reads are passed over, and so is the backbone's `pretrained`: the weights come from
+    a file, and nothing is downloaded.
     """
     path = find_config(name)
     tree = read_yaml(path)
     for section in ("augment", "train"):
         tree.pop(section, None)
-    return validate(ModelConfig, override(tree, settings), path.name)
+    return validate(ModelConfig, override(_without_download(tree), settings), path.name)
+
+
+def _without_download(tree: dict[str, Any]) -> dict[str, Any]:
+    backbone = tree["detector"].get("backbone") if isinstance(tree.get("detector"), dict) else None
+    if isinstance(backbone, dict):
+        backbone.pop("pretrained", None)
+    return tree
+
+
+def _of_checkpoint(path: Path, settings: Sequence[str] = ()) -> ModelConfig:
+    header = read_header(path)
+    config = validate(ModelConfig, override(_without_download(header.config), settings), str(path))
+    if class_names(config.classes) != header.classes:
+        raise DetkitError(f"{path}: the header's class names are not those of its config")
+    return config
+
+
+def _require_same_model(config: ModelConfig, other: ModelConfig, name: str, path: Path) -> None:
+    """Raise if a checkpoint is of another model than a config, in what its tensors' shapes do not tell."""
+    wanted, found = (
+        {"classes": class_names(c.classes)} | c.detector.model_dump(exclude={"loss"}) for c in (config, other)
+    )
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise DetkitError(
+                f"{path}: is a checkpoint of another model, whose {key!r} is not that of {name}; "
+                "pass the checkpoint alone, with --model"
+            )
 
 
 def build_detector(config: ModelConfig) -> Detector:
     """Build the detector of a config, with random weights, in evaluation mode."""
     size_hw = config.preprocess.size
     build: Any = detector_class(config.detector.name)  # type: ignore[attr-defined]
-    detector: Detector = build(config.detector, len(class_names(config.classes)), size_hw)
+    try:
+        detector: Detector = build(config.detector, len(class_names(config.classes)), size_hw)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # sizes beyond the memory
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        raise DetkitError(f"detector: cannot be built with these sizes: {reason}") from None
     return detector.eval()
 
 

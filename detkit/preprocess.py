@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkit.config import Strict
+from detkit.errors import DetkitError
 from detkit.ops.boxes import area, clip
 from detkit.structures import Batch, Detections
 
@@ -104,6 +105,8 @@ class Preprocess(Strict):
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> tuple[Batch, list[Placement]]:
         """Resize and pad RGB pictures [H0, W0, 3] into one batch, in channels-last memory."""
+        for picture in pictures:
+            _check_pixels(picture)
         placements = [self.place(*picture.shape[:2]) for picture in pictures]
         height, width = (max(side) for side in zip(*map(self._canvas, placements), strict=True))
         canvas = torch.full((len(pictures), height, width, 3), self.fill * 255)
@@ -123,6 +126,7 @@ class Preprocess(Strict):
         return math.ceil(side / self.divisor) * self.divisor
 
     def _resize(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+        picture = np.require(picture, requirements=["C", "W"])  # PyTorch takes no reversed and no read-only arrays
         if picture.shape[:2] == size:
             return torch.from_numpy(picture)
         if self.interpolation in _CV2:
@@ -131,3 +135,12 @@ class Preprocess(Strict):
         planes = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
         planes = F.interpolate(planes, size, mode="bilinear", align_corners=self.interpolation == "darknet")
         return planes[0].permute(1, 2, 0)
+
+
+def _check_pixels(picture: object) -> None:
+    if not isinstance(picture, np.ndarray):
+        raise DetkitError(f"a picture must be an array of pixels [height, width, 3], got {type(picture).__name__}")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise DetkitError(
+            f"a picture must be RGB pixels [height, width, 3] in uint8, got {list(picture.shape)} in {picture.dtype}"
+        )

@@ -26,7 +26,23 @@ class Residual(nn.Module):
         return out
 
 
-class Darknet53(Backbone):
+class DarknetBackbone(Backbone):
+    """A body of Darknet's, whose convolutions are registered in the order of a .weights file."""
+
+    def _give(self, strides: Sequence[int], by_stride: dict[int, int]) -> None:
+        """Declare maps of these strides; by_stride: the channels of every map that there is."""
+        unknown = set(strides) - set(by_stride)
+        if unknown:
+            raise ValueError(f"no map of stride {min(unknown)}: this backbone has {', '.join(map(str, by_stride))}")
+        self.strides = tuple(sorted(strides))
+        self.channels = tuple(by_stride[stride] for stride in self.strides)
+
+    def darknet_layers(self) -> Iterator[ConvUnit]:
+        """The convolutions in the order of a .weights file."""
+        return (module for module in self.modules() if isinstance(module, ConvUnit))
+
+
+class Darknet53(DarknetBackbone):
     """The 52 convolutions of Darknet-53 (the 53rd layer is the classifier's).
 
     Five stages halve the picture each, with 1, 2, 8, 8, 4 residual blocks and 64 … 1024 channels.
@@ -39,7 +55,7 @@ class Darknet53(Backbone):
             nn.Sequential(ConvUnit(channels // 2, channels, 3, stride=2), *(Residual(channels) for _ in range(blocks)))
             for channels, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4))
         )
-        _keep_levels(self, strides, {2: 64, 4: 128, 8: 256, 16: 512, 32: 1024})
+        self._give(strides, {2: 64, 4: 128, 8: 256, 16: 512, 32: 1024})
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → one map per wanted stride, finest first."""
@@ -51,12 +67,8 @@ class Darknet53(Backbone):
                 maps.append(x)
         return maps
 
-    def darknet_layers(self) -> Iterator[ConvUnit]:
-        """The convolutions in the order of a .weights file."""
-        return (module for module in self.modules() if isinstance(module, ConvUnit))
 
-
-class TinyDarknet(Backbone):
+class TinyDarknet(DarknetBackbone):
     """The body of YOLOv3-tiny: seven 3×3 convolutions, each but the last followed by 2×2 max-pooling.
 
     The map of stride 16 is taken before its pooling; the sixth pooling has stride 1.
@@ -68,7 +80,7 @@ class TinyDarknet(Backbone):
         self.stages = nn.ModuleList(ConvUnit(a, b, 3) for a, b in zip((3, *channels), channels, strict=False))
         self.pool = nn.MaxPool2d(2, 2)
         self.last = nn.Sequential(SamePool(2), ConvUnit(512, 1024, 3))
-        _keep_levels(self, strides, {2: 32, 4: 64, 8: 128, 16: 256, 32: 1024})
+        self._give(strides, {2: 32, 4: 64, 8: 128, 16: 256, 32: 1024})
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → one map per wanted stride, finest first."""
@@ -79,15 +91,3 @@ class TinyDarknet(Backbone):
             if 0 < level < 5 and 2**level in self.strides:
                 maps.append(x)
         return [*maps, self.last(x)] if 32 in self.strides else maps
-
-    def darknet_layers(self) -> Iterator[ConvUnit]:
-        """The convolutions in the order of a .weights file."""
-        return (module for module in self.modules() if isinstance(module, ConvUnit))
-
-
-def _keep_levels(backbone: Backbone, strides: Sequence[int], channels: dict[int, int]) -> None:
-    unknown = set(strides) - set(channels)
-    if unknown:
-        raise ValueError(f"no map of stride {min(unknown)}: this backbone has {', '.join(map(str, channels))}")
-    backbone.strides = tuple(sorted(strides))
-    backbone.channels = tuple(channels[stride] for stride in backbone.strides)

@@ -43,6 +43,7 @@ class SamePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
-        left = (self.kernel - 1) // 2
-        right = self.kernel - 1 - left
-        return F.max_pool2d(F.pad(x, (left, right, left, right), value=float("-inf")), self.kernel, 1)
+        near, far = (self.kernel - 1) // 2, self.kernel // 2
+        if near != far:
+            x = F.pad(x, (0, 1, 0, 1), value=float("-inf"))
+        return F.max_pool2d(x, self.kernel, 1, near)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
 
@@ -45,6 +45,18 @@ class YOLOv3Level(Strict):
     spp: bool = False
 
 
+class YOLOv3LossWeights(Strict):
+    """Factors of the terms of the loss."""
+
+    xy: NonNegativeFloat = 1
+    wh: NonNegativeFloat = 1
+    box: NonNegativeFloat = 1
+    object: NonNegativeFloat = 1
+    no_object: NonNegativeFloat = 1
+    classes: NonNegativeFloat = 1
+    imitation: NonNegativeFloat = 1
+
+
 class YOLOv3Loss(Strict):
     """How the loss departs from the paper, which is the default.
 
@@ -56,9 +68,7 @@ class YOLOv3Loss(Strict):
     ignore_iou: float = Field(0.5, ge=0, le=1)
     box: Literal["squared", "giou", "ciou"] = "squared"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    weights: dict[Literal["xy", "wh", "box", "object", "no_object", "class", "imitation"], float] = Field(
-        default_factory=dict
-    )
+    weights: YOLOv3LossWeights = YOLOv3LossWeights()
 
 
 class YOLOv3Config(Strict):
@@ -94,6 +104,10 @@ class YOLOv3(Detector):
         super().__init__(num_classes)
         levels = config.levels
         self.strides = [level.stride for level in levels]
+        if any(side % self.strides[-1] for side in size_hw):
+            raise DetkitError(
+                f"preprocess.size: {list(size_hw)} must be multiples of {self.strides[-1]}, the coarsest level's stride"
+            )
         self.loss = config.loss
         self.backbone = build_backbone(config.backbone, self.strides, size_hw)
         self.normalize = Normalize(self.backbone.mean, self.backbone.std)
@@ -132,7 +146,7 @@ class YOLOv3(Detector):
 
         Every object is learned by one anchor of one cell: the anchor, of all levels, whose shape overlaps it most, in
         the cell that holds its centre. That anchor learns the offsets (`xy`, `wh`; or `box`), that there is an object
-        (`object`) and its classes (`class`). All others learn that there is none (`no_object`), but for those whose
+        (`object`) and its classes (`classes`). All others learn that there is none (`no_object`), but for those whose
         box overlaps an object more than `ignore_iou`. Of two objects that meet at one anchor the later counts.
 
         teacher: raw maps of another network of the same levels, anchors and classes; `imitation` is then added.
@@ -140,7 +154,7 @@ class YOLOv3(Detector):
         raw = self(batch.images)
         objects, level, place = self._assign(learnable(targets), [(x.shape[-2], x.shape[-1]) for x in raw])
         terms = dict.fromkeys(
-            (*(("xy", "wh") if self.loss.box == "squared" else ("box",)), "object", "no_object", "class"),
+            (*(("xy", "wh") if self.loss.box == "squared" else ("box",)), "object", "no_object", "classes"),
             torch.zeros((), device=batch.images.device),
         )
         for i, (x, stride, anchors) in enumerate(zip(raw, self.strides, self.anchors, strict=True)):
@@ -160,7 +174,7 @@ class YOLOv3(Detector):
                 (self._imitation(x, other) for x, other in zip(raw, teacher, strict=True)), torch.zeros(())
             )
         pictures = pictures_per_process(len(batch), batch.images.device)
-        return {name: self.loss.weights.get(name, 1.0) * total / pictures for name, total in terms.items()}
+        return {name: getattr(self.loss.weights, name) * total / pictures for name, total in terms.items()}
 
     def _object_terms(
         self, found: Tensor, objects: Objects, cell: Tensor, anchor: Tensor, stride: int, batch: Batch
@@ -184,7 +198,7 @@ class YOLOv3(Detector):
         classes = classes + self.loss.label_smoothing / 2
         return terms | {
             "object": softplus(-found[:, 4]).sum(),
-            "class": binary_cross_entropy_with_logits(found[:, 5:], classes, reduction="sum"),
+            "classes": binary_cross_entropy_with_logits(found[:, 5:], classes, reduction="sum"),
         }
 
     def _imitation(self, raw: Tensor, teacher: Tensor) -> Tensor:

@@ -14,15 +14,20 @@ from detkit.backbones.layers import ConvUnit, SamePool
 
 
 class SpatialPyramidPooling(nn.Module):
-    """A map beside its max-poolings over 5, 9 and 13 pixels: [B, C, H, W] → [B, 4·C, H, W], largest window first."""
+    """A map beside its max-poolings over 5, 9 and 13 pixels: [B, C, H, W] → [B, 4·C, H, W], largest window first.
+
+    Pooling over 5 pixels twice is pooling over 9, and three times over 13.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.pools = nn.ModuleList(SamePool(kernel) for kernel in (5, 9, 13))
+        self.pool = SamePool(5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Concatenate as the released cfg does: 13, 9, 5, then the map itself."""
-        return torch.cat([*(pool(x) for pool in reversed(self.pools)), x], 1)
+        five = self.pool(x)
+        nine = self.pool(five)
+        return torch.cat([self.pool(nine), nine, five, x], 1)
 
 
 class Level(nn.Module):

@@ -67,9 +67,21 @@ def read_header(path: Path) -> Header:
         version = described["format"]
         if version != FORMAT:
             raise DetkitError(f"{path}: has checkpoint format {version}, this detkit reads format {FORMAT}")
-        return Header(described["config"], tuple(described["classes"]), described["metrics"])
-    except (ValueError, KeyError, TypeError) as error:
+        config, classes, metrics = described["config"], described["classes"], described["metrics"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DetkitError(f"{path}: the header's 'detkit' entry is damaged: {error}") from None
+    if not isinstance(config, dict) or not isinstance(classes, list) or not isinstance(metrics, dict):
+        raise DetkitError(f"{path}: the header's 'detkit' entry is damaged: expected mappings and a list of classes")
+    return Header(config, tuple(map(str, classes)), metrics)
+
+
+def has_header(path: Path) -> bool:
+    """Whether a file is a safetensors file that says of which model it is."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "detkit" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -92,7 +104,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: refused, and nothing in it was run: expected a PyTorch file of nothing but tensors; "
             "save the model's state_dict()"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError):
+    except OSError as error:
+        raise DetkitError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception:  # whatever a damaged file makes the reader stumble over
         raise DetkitError(f"{path}: is no PyTorch file, or is cut off") from None
     for key in ("state_dict", "model"):  # the two usual wrappers
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

@@ -60,7 +60,7 @@ def literal_losses(model: YOLOv3, raw, targets, ignore_iou: float, size=(96, 128
     sigmoid = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
     bce = lambda v, y: -y * math.log(sigmoid(v)) - (1 - y) * math.log(1 - sigmoid(v))  # noqa: E731
     every_anchor = [(i, k, *a) for i, x in enumerate(model.anchors) for k, a in enumerate(x.tolist())]
-    terms = dict.fromkeys(("xy", "wh", "object", "no_object", "class"), 0.0)
+    terms = dict.fromkeys(("xy", "wh", "object", "no_object", "classes"), 0.0)
     for b, t in enumerate(targets):
         objects = list(zip(t.boxes.tolist(), t.labels.tolist(), t.crowd.tolist(), t.difficult.tolist(), strict=True))
         learned = {}
@@ -88,7 +88,7 @@ def literal_losses(model: YOLOv3, raw, targets, ignore_iou: float, size=(96, 128
                                 terms["xy"] += scale * (bce(u, y) - least)
                             terms["wh"] += scale * ((v[2] - tw) ** 2 + (v[3] - th) ** 2) / 2
                             terms["object"] += bce(v[4], 1)
-                            terms["class"] += sum(bce(v[5 + c], float(c == label)) for c in range(CLASSES))
+                            terms["classes"] += sum(bce(v[5 + c], float(c == label)) for c in range(CLASSES))
                             continue
                         x, y = (column + sigmoid(v[0])) * s, (row + sigmoid(v[1])) * s
                         w, h = aw * math.exp(v[2]), ah * math.exp(v[3])
@@ -149,10 +149,10 @@ def test_options_beyond_the_paper(box, overlap) -> None:
     model.anchors[1].copy_(torch.tensor([[1.0, 1], [81, 82], [1, 1]]))
     model.anchors[0].fill_(1)
     found = model.losses(batch(1), [truth])
-    assert set(found) == {"box", "object", "no_object", "class"}
+    assert set(found) == {"box", "object", "no_object", "classes"}
     assert found["box"].item() == pytest.approx((2 - 40.5 * 41 / (96 * 128)) * (1 - overlap), rel=1e-5)
-    assert found["class"].item() == pytest.approx(3 * math.log(2), rel=1e-5)
-    gradient = torch.autograd.grad(found["class"], raw[1])[0].view(1, 3, 8, 3, 4)
+    assert found["classes"].item() == pytest.approx(3 * math.log(2), rel=1e-5)
+    gradient = torch.autograd.grad(found["classes"], raw[1])[0].view(1, 3, 8, 3, 4)
     torch.testing.assert_close(gradient[0, 1, 5:, 1, 1], torch.tensor([0.5 - 0.05, 0.5 - 0.95, 0.5 - 0.05]))
 
 

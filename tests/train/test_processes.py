@@ -59,7 +59,7 @@ def wait_for_epochs(process: subprocess.Popen[str], folder: Path, epochs: int) -
 
 def losses(folder: Path) -> torch.Tensor:
     """[epochs, terms] of a run."""
-    names = ("xy", "wh", "object", "no_object", "class")
+    names = ("xy", "wh", "object", "no_object", "classes")
     return torch.tensor([[float(row[name]) for name in names] for row in table(folder)], dtype=torch.float64)
 
 

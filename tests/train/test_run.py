@@ -44,7 +44,7 @@ def test_the_run_folder(trained: Trained, config: Path) -> None:
     assert list((trained.folder / "tensorboard").glob("events.*"))
     table = rows(trained.folder)
     assert [(row["epoch"], row["step"]) for row in table] == [("1", "3"), ("2", "6")]
-    assert {"xy", "wh", "object", "no_object", "class", "lr", "AP", "AP50", "ARl"} <= set(table[0])
+    assert {"xy", "wh", "object", "no_object", "classes", "lr", "AP", "AP50", "ARl"} <= set(table[0])
     classes = list(load_dataset("sample:shapes", "train").classes)
     assert read_train_config(trained.folder / "config.yaml") == read_train_config(config, [f"classes={classes}"])
 
