@@ -1,32 +1,48 @@
 """Writing files so that a reader finds them whole or not at all."""
 
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detkit.errors import DetkitError
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file aside and rename it into place; a failure leaves what was there and names the reason."""
-    content = data.encode() if isinstance(data, str) else data
-    aside = None
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Give a new hidden file beside `path` to write to; it becomes `path` when the block ends well, else it goes.
+
+    A block that removes the file leaves `path` as it is. Folders on the way are made. Raises DetkitError when the file
+    cannot be made or renamed; what the block raises passes unchanged.
+    """
+    part = path.with_name(f".{path.stem[:20]}.{secrets.token_hex(4)}{path.suffix[:16]}")  # fits whatever path.name is
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            aside = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.touch(exist_ok=False)
+        yield part
+        with explained(path):
+            if part.exists():
+                part.replace(path)
+    except BaseException:
+        with suppress(OSError):  # the first error says more
+            part.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file aside, down to the disk, and rename it; a failure leaves what was there and names the reason."""
+    with aside(path) as part, explained(path), part.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system (no permission, disk full) into one sentence about `path`."""
+    try:
+        yield
     except OSError as error:
-        if aside is not None:
-            aside.unlink(missing_ok=True)
         raise DetkitError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

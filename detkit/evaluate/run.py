@@ -23,10 +23,10 @@ from detkit.evaluate.confusion import confusion_matrix
 from detkit.evaluate.plots import plot_confusion, plot_curves, to_png
 from detkit.evaluate.records import DetectionTable, GroundTruth, read_results, to_results
 from detkit.evaluate.voc import VocEvaluator, VocResult
-from detkit.files import write_atomically
+from detkit.files import explained, write_atomically
 from detkit.model import Model
 from detkit.ops.nms import Selection
-from detkit.predict.runs import explained, next_run, require_free
+from detkit.predict.runs import next_run, require_free
 
 Metric = Literal["coco", "voc07", "voc"]
 

@@ -1,13 +1,12 @@
-"""Where results go: a folder of their own for every run, and files that are whole or not there."""
+"""Where results go: a folder of their own for every run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from detkit.errors import DetkitError
+from detkit.files import explained
 
 
 def next_run(kind: str, root: str | Path = "runs") -> Path:
@@ -34,26 +33,3 @@ def require_free(folder: Path) -> None:
             raise DetkitError(f"{folder}: is a file; pass a folder for the results")
         if folder.is_dir() and any(folder.iterdir()):
             raise DetkitError(f"{folder}: is not empty and nothing is overwritten; pass a new folder or empty this one")
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """Give a hidden name beside `path` to write to; what is there when the block ends well becomes `path`."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        with explained(path):
-            if part.exists():
-                part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system (no permission, disk full) into one sentence about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise DetkitError(f"{path}: cannot be written: {error.strerror or error}") from None

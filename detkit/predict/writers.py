@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from detkit.draw import draw, pixel_corners
 from detkit.errors import DetkitError, nearest
+from detkit.files import aside, explained
 from detkit.predict.convert import to_json
-from detkit.predict.runs import aside, explained, next_run, require_free
+from detkit.predict.runs import next_run, require_free
 from detkit.predict.sources import Frame, Source
 from detkit.structures import Detections
 
@@ -123,8 +124,6 @@ class Writer:
         corners = pixel_corners(detections).tolist()
         for number, (label, (x1, y1, x2, y2)) in enumerate(zip(detections.labels.tolist(), corners, strict=True), 1):
             path = folder / _file_name(self._classes[label]) / f"{stem}-{number}.jpg"
-            with explained(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
             _write_picture(path, frame.picture[y1 : y2 + 1, x1 : x2 + 1])
 
 
@@ -161,8 +160,6 @@ def _video_file(
     for code, suffix in _CODECS:
         path = folder / f"{stem}{suffix}"
         with aside(path) as part:
-            with explained(path):
-                part.touch()
             writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*code), fps, size_hw[::-1])
             if not writer.isOpened():
                 part.unlink()

@@ -25,8 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from detkit.data.sample import Dataset
 from detkit.data.show import batch_mosaic
 from detkit.draw import draw
-from detkit.files import write_atomically
-from detkit.predict.runs import explained
+from detkit.files import explained, write_atomically
 from detkit.train.config import TrainConfig, model_tree
 from detkit.train.module import Row, Training
 from detkit.weights.checkpoint import Header, save_checkpoint

@@ -47,9 +47,9 @@ from detkit.detectors.base import Detector
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.records import GroundTruth
-from detkit.files import write_atomically
+from detkit.files import explained, write_atomically
 from detkit.model import build_detector, load_weights
-from detkit.predict.runs import explained, next_run, require_free
+from detkit.predict.runs import next_run, require_free
 from detkit.train.callbacks import STATE, Display, Record
 from detkit.train.config import TrainConfig, model_tree, read_train_config
 from detkit.train.module import Row, Training

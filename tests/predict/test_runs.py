@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.predict.runs import aside, explained, next_run, require_free
+from detkit.predict.runs import next_run, require_free
 
 
 def test_next_run_counts_on_from_the_highest_number(tmp_path: Path) -> None:
@@ -51,33 +51,3 @@ def test_require_free(tmp_path: Path) -> None:
         require_free(tmp_path)
     with pytest.raises(DetkitError, match="is a file"):
         require_free(tmp_path / "old.jpg")
-
-
-def test_aside_renames_at_the_end(tmp_path: Path) -> None:
-    with aside(tmp_path / "dog.jpg") as part:
-        part.write_text("half")
-        assert not (tmp_path / "dog.jpg").exists()
-        part.write_text("whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["dog.jpg"]
-    assert (tmp_path / "dog.jpg").read_text() == "whole"
-
-
-def half_write(path: Path, error: BaseException) -> None:
-    with aside(path) as part:
-        part.write_text("half")
-        raise error
-
-
-def test_aside_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
-    path = tmp_path / "dog.jpg"
-    with pytest.raises(KeyboardInterrupt):
-        half_write(path, KeyboardInterrupt())
-    with pytest.raises(BrokenPipeError):  # not of this file: it is not explained away
-        half_write(path, BrokenPipeError())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_error_of_the_operating_system_is_one_sentence() -> None:
-    with pytest.raises(DetkitError) as caught, explained(Path("out/dog.jpg")):
-        raise OSError(28, "No space left on device")
-    assert str(caught.value) == f"{Path('out/dog.jpg')}: cannot be written: No space left on device"
