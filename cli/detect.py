@@ -127,10 +127,10 @@ def detect_command(
         )
     messages = sys.stderr if json else sys.stdout
     if not json:
-        for source, video in summary.videos.items():
+        for video in summary.videos:
             height, width = video.size
             seen = ", ".join(f"{name} in {count}" for name, count in video.seen.most_common()) or "no objects"
-            print(f"{source.name} {width}×{height}, {video.frames} frames: {seen}")
+            print(f"{video.source.name} {width}×{height}, {video.frames} frames: {seen}")
     if summary.folder is not None:
         print(f"saved to {summary.folder}", file=messages)
     if summary.failures:

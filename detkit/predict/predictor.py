@@ -35,6 +35,7 @@ class Result:
 class VideoSummary:
     """What was found in a video: in how many of its frames each class was seen."""
 
+    source: Source
     size: tuple[int, int]
     frames: int = 0
     seen: Counter[str] = field(default_factory=Counter)
@@ -46,7 +47,7 @@ class Summary:
 
     sources: int = 0
     pictures: int = 0
-    videos: dict[Source, VideoSummary] = field(default_factory=dict)
+    videos: list[VideoSummary] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     folder: Path | None = None
 
@@ -72,7 +73,7 @@ def detect(
     """
     selection = (selection or model.selection).model_copy(update={"labels": _labels(model.classes, classes)})
     sources = find_sources(names)
-    alone = [source.name for source in sources] == list(names) and len(names) == 1
+    alone = len(names) == len(sources) == 1 and Path(names[0]) == Path(sources[0].name)  # no folder, no glob
     summary = Summary(len(sources))
     frames = read_frames(sources, max_pixels, ahead=batch_size)
     with Writer(save, out, model.classes) as writer, closing(frames), _progress(sources, progress) as advance:
@@ -118,7 +119,9 @@ def _labels(known: Sequence[str], wanted: Collection[str]) -> tuple[int, ...]:
 def _count(summary: Summary, result: Result, classes: Sequence[str]) -> None:
     summary.pictures += 1
     if result.frame.index is not None:
-        video = summary.videos.setdefault(result.frame.source, VideoSummary(result.detections.size))
+        if result.frame.index == 0:
+            summary.videos.append(VideoSummary(result.frame.source, result.detections.size))
+        video = summary.videos[-1]
         video.frames += 1
         video.seen.update({classes[label] for label in result.detections.labels.tolist()})
 

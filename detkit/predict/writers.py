@@ -4,13 +4,14 @@
     <folder>/detections.jsonl           one line per picture or frame
     <folder>/crops/<label>/dog-1.jpg    one picture per object, numbered best first
 
-Sources of the same name give `dog`, `dog-2`, …; a video's crops are `clip-000017-1` for its frame 17. Every file is
-whole or not there.
+Sources of the same name give `dog`, `dog-2`, …; a video's crops are `clip-000017-1` for its frame 17. A name that
+would become too long for a disk is cut. Every file is whole or not there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,7 @@ from detkit.structures import Detections
 KINDS = ("image", "json", "crops")
 # MPEG-4 comes with every build of FFmpeg; Motion JPEG with OpenCV itself, and takes a side of one pixel.
 _CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))
+_LONGEST = 220  # bytes of a stem: disks take names of 255, and numbers and a suffix follow
 
 
 def json_line(frame: Frame, detections: Detections, classes: Sequence[str]) -> str:
@@ -113,10 +115,11 @@ class Writer:
         self._video.close()
         self._append = None
         self._source = source
-        self._stem, number = source.stem, 1
+        stem = _shorten(source.stem)
+        self._stem, number = stem, 1
         while self._stem.casefold() in self._taken:  # a disk may not tell cases apart
             number += 1
-            self._stem = f"{source.stem}-{number}"
+            self._stem = f"{stem}-{number}"
         self._taken.add(self._stem.casefold())
 
     def _write_crops(self, folder: Path, frame: Frame, detections: Detections) -> None:
@@ -128,7 +131,13 @@ class Writer:
 
 
 def _file_name(label: str) -> str:
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", label).strip(". ") or "_"
+    return _shorten(re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", label).strip(". ")) or "_"
+
+
+def _shorten(stem: str) -> str:
+    while len(os.fsencode(stem)) > _LONGEST:
+        stem = stem[:-1]
+    return stem
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

@@ -143,12 +143,12 @@ def test_a_bad_picture_among_others(run: Run, dog: Path) -> None:
     ],
 )
 def test_one_bad_picture(run: Run, dog: Path, content: bytes | None, message: str) -> None:
-    path = Path("bad.jpg")
     if content is not None:
-        path.write_bytes(dog.read_bytes()[:100_000] if content == b"half" else content)
-    err = one_sentence(*run(path))
-    assert "bad.jpg: " in err
-    assert message in err
+        Path("bad.jpg").write_bytes(dog.read_bytes()[:100_000] if content == b"half" else content)
+    for spelled in ("bad.jpg", "./bad.jpg"):
+        err = one_sentence(*run(spelled))
+        assert "bad.jpg: " in err
+        assert message in err
     assert not Path("runs").exists()
 
 
@@ -221,6 +221,8 @@ def test_a_video(run: Run, dog: Path) -> None:
     _, out, _ = run("clip.avi")
     assert re.match(r"clip.avi 384×288, 3 frames: .*dog in 3", out)
     assert Path("runs/detect/1/clip.mp4").stat().st_size > 0
+    _, out, _ = run("clip.avi", "clip.avi")
+    assert re.findall(r"^clip.avi 384×288, (\d) frames", out, re.MULTILINE) == ["3", "3"]
     _, out, _ = run("clip.avi", "--json")
     assert [json.loads(line)["frame"] for line in out.splitlines()] == [0, 1, 2]
 

@@ -57,6 +57,19 @@ def test_the_only_picture_named_must_be_read(model: Model, tmp_path: Path) -> No
     assert len(summary.failures) == 1
 
 
+@pytest.mark.parametrize("name", ["bad.png", "./bad.png", "deeper//../bad.png"])
+def test_the_only_picture_may_be_spelled_as_one_likes(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("deeper").mkdir()
+    Path("bad.png").write_text("no picture")
+    with pytest.raises(DetkitError, match=r"bad.png: is not a picture"):
+        run(model, name)
+    for many in (".", "*.png"):  # a folder or glob may hold one today and more tomorrow
+        assert len(run(model, many)[1].failures) == 1
+
+
 def test_classes_take_no_places_from_each_other(model: Model, paint: Callable[..., Path]) -> None:
     path = paint("white.png", (255, 250, 245))
     one = Selection(max_detections=1)
@@ -83,9 +96,17 @@ def test_a_video_is_summed_up_and_written(model: Model, film: Callable[..., Path
     path = film("clip.mp4", [RED, RED, GREEN, BLACK])
     results, summary = run(model, path, save=("image", "json"), out=tmp_path / "out", batch_size=3)
     assert [result.frame.index for result in results] == [0, 1, 2, 3]
-    (video,) = summary.videos.values()
-    assert (video.frames, video.size, dict(video.seen)) == (4, (48, 64), {"red": 2, "green": 1})
+    (video,) = summary.videos
+    assert (video.source.name, video.frames, video.size) == (str(path), 4, (48, 64))
+    assert dict(video.seen) == {"red": 2, "green": 1}
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["clip.mp4", "detections.jsonl"]
+
+
+def test_a_video_named_twice_is_two_videos(model: Model, film: Callable[..., Path], paint: Callable[..., Path]) -> None:
+    clip, still = film("clip.avi", [RED, GREEN, RED]), paint("still.png")
+    _, summary = run(model, clip, still, clip, clip)
+    assert [(video.frames, dict(video.seen)) for video in summary.videos] == [(3, {"red": 2, "green": 1})] * 3
+    assert summary.pictures == 10
 
 
 def test_when_the_caller_stops_nothing_half_written_stays(

@@ -83,6 +83,18 @@ def test_sources_of_the_same_name_do_not_overwrite_each_other(tmp_path: Path) ->
     assert len(files(tmp_path)) == 3 * len(sources)
 
 
+@pytest.mark.parametrize("stem", ["d" * 250, "ä" * 125])
+def test_the_longest_names_are_cut_where_numbers_would_not_fit(tmp_path: Path, stem: str) -> None:
+    classes = ("c" * 300, "cat")
+    sources = [Source(f"a/{stem}.png"), Source(f"b/{stem}.jpg"), Source(f"c/{stem}.avi", 10.0, 1)]
+    with Writer(("image", "crops"), tmp_path, classes) as writer:
+        for source in sources:
+            writer.write(frame(source=source, index=0 if source.is_video else None), detections())
+    assert {path.suffix for path in tmp_path.glob("d*" if "d" in stem else "ä*")} == {".png", ".jpg", ".mp4"}
+    assert len(files(tmp_path)) == 3 + 2 * len(sources)
+    assert all(set(path.stem.split("-")[0]) == set(stem[0]) for path in tmp_path.rglob("*.jpg"))
+
+
 def test_without_out_every_run_gets_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
