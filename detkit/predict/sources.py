@@ -12,18 +12,17 @@ import glob
 import re
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice, repeat
+from itertools import groupby, repeat
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit.data.ahead import read_ahead
 from detkit.data.picture import SUFFIXES, read_picture, sample_picture
 from detkit.errors import DetkitError
 
@@ -67,23 +66,27 @@ class Failure:
     error: DetkitError
 
 
-_Job = Callable[[], Frame | Failure | None]
-
-
 def find_sources(names: Sequence[str]) -> list[Source]:
     """Return the pictures and videos that the names stand for, in order; raises DetkitError when a name finds none."""
     return [source for name in names for source in _expand(name)]
 
 
 def read_frames(sources: Sequence[Source], max_pixels: int, ahead: int) -> Generator[Frame | Failure, None, None]:
-    """Read pictures in threads, at most `ahead` before they are asked for, in the order of the sources."""
+    """Read pictures in threads, at most `ahead` before they are asked for, in the order of the sources.
+
+    Of large pictures fewer are read ahead: see `read_ahead`.
+    """
+    results: Generator[Frame | Failure]
     for is_video, group in groupby(sources, key=lambda source: source.is_video):
         if is_video:
             for source in group:
-                following: _Job = partial(next, _video_frames(source), None)
-                yield from _run_ahead(repeat(following), 1, ahead)
+                following = partial(next, _video_frames(source), None)
+                results = read_ahead(repeat(following), _pixels, workers=1, ahead=ahead)
+                yield from results
         else:
-            yield from _run_ahead((partial(_read, source, max_pixels) for source in group), _READERS, ahead)
+            jobs = (partial(_read, source, max_pixels) for source in group)
+            results = read_ahead(jobs, _pixels, workers=_READERS, ahead=ahead)
+            yield from results
 
 
 def _expand(name: str) -> list[Source]:
@@ -164,14 +167,5 @@ def _video_frames(source: Source) -> Iterator[Frame | Failure]:
         )
 
 
-def _run_ahead(jobs: Iterable[_Job], workers: int, ahead: int) -> Iterator[Frame | Failure]:
-    """Run jobs in threads, `ahead` of the reader, and give their results in order, until one is None."""
-    jobs = iter(jobs)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        waiting = deque(pool.submit(job) for job in islice(jobs, ahead))
-        while waiting and (result := waiting.popleft().result()) is not None:
-            waiting.extend(pool.submit(job) for job in islice(jobs, 1))
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _pixels(item: Frame | Failure) -> int:
+    return item.picture.shape[0] * item.picture.shape[1] if isinstance(item, Frame) else 0

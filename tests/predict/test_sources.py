@@ -102,6 +102,26 @@ def test_reading_stays_a_few_pictures_ahead(monkeypatch: pytest.MonkeyPatch) -> 
     assert done <= 6
 
 
+def test_of_large_pictures_fewer_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = 0
+    lock = threading.Lock()
+    huge = np.broadcast_to(np.zeros(3, np.uint8), (8_000, 8_000, 3))  # 64 megapixels that take no memory
+
+    def count(path: Path, max_pixels: int) -> np.ndarray:
+        nonlocal done
+        with lock:
+            done += 1
+        return huge
+
+    monkeypatch.setattr(module, "read_picture", count)
+    frames = read_frames([Source(str(i)) for i in range(100)], MAX_PIXELS, ahead=32)
+    assert next(frames).source.name == "0"
+    time.sleep(0.1)
+    assert done <= 1 + 2 + 4, "besides the first: 100 megapixels, and one for each thread"
+    assert [next(frames).source.name for _ in range(20)] == [str(i) for i in range(1, 21)]
+    frames.close()
+
+
 def test_the_limit_of_pixels_is_passed_on(paint: Callable[..., Path]) -> None:
     (failure,) = read_frames(find_sources([str(paint("big.png", RED, (10, 20)))]), max_pixels=199, ahead=1)
     assert isinstance(failure, Failure)
