@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def class_names(value: str | Sequence[str]) -> tuple[str, ...]:
         return CLASS_LISTS[value]
     if not value:
         raise DetkitError("the list of class names is empty; name at least one class")
-    repeated = next((name for i, name in enumerate(value) if name in value[:i]), None)
-    if repeated is not None:
+    repeated, times = Counter(value).most_common(1)[0]
+    if times > 1:
         raise DetkitError(f"the class name {repeated!r} stands twice in the list; give each class its own name")
     return tuple(value)

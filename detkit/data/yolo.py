@@ -9,6 +9,7 @@ turned by their EXIF tag, as the tools that write this format do.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def read_yolo(file: Path, content: YoloFile, split: str) -> Dataset:
     base = file.parent / (content.path or "")
     paths = [path for entry in content.splits[split] for path in _find_pictures(file, base, entry, split)]
     if len(set(paths)) < len(paths):
-        repeated = next(path for i, path in enumerate(paths) if path in paths[:i])
+        repeated, _ = Counter(paths).most_common(1)[0]
         raise DetkitError(f"{file}: {repeated} stands twice in the split {split!r}; name it once")
     stems = [path.stem for path in paths]
     if len(set(stems)) < len(stems):  # the same names in several folders

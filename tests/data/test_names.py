@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from detkit.data.names import ALIASES, CLASS_LISTS, class_names, match_classes
@@ -58,5 +60,13 @@ def test_class_names():
         class_names("cocoo")
     with pytest.raises(DetkitError, match="'a' stands twice"):
         class_names(["a", "b", "a"])
+
+
+def test_a_name_that_stands_twice_is_found_among_many():
+    names = [str(number) for number in range(30_000)]
+    begin = time.process_time()
+    with pytest.raises(DetkitError, match="'29999' stands twice"):
+        class_names([*names, "29999"])
+    assert time.process_time() - begin < 1  # by comparing all pairs it took many seconds
     with pytest.raises(DetkitError, match="is empty"):
         class_names([])
