@@ -130,6 +130,8 @@ def _read_xml(file: Path) -> _Record:
         raise DetkitError(f"{file}: cannot be read: {error.strerror}") from None
     except ElementTree.ParseError as error:
         raise DetkitError(f"{file}: is not valid XML: {error}") from None
+    except (LookupError, ValueError) as error:  # what the XML reader makes of encodings that it does not know
+        raise DetkitError(f"{file}: its encoding cannot be read ({error}); save it as UTF-8") from None
     if root.tag != "annotation":
         raise DetkitError(f"{file}: expected <annotation> at the top of a VOC file, got <{root.tag}>")
     height, width = (_number(root, f"size/{side}", str(file)) for side in ("height", "width"))

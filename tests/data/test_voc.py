@@ -141,6 +141,10 @@ def test_xml_of_another_kind(tmp_path):
     file.write_text("{}")
     with pytest.raises(DetkitError, match=r"a\.xml: is not valid XML"):
         read_voc(tmp_path, None)
+    for encoding in ("foobar", "utf-32"):
+        file.write_text(f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
+        with pytest.raises(DetkitError, match=r"a\.xml: its encoding cannot be read .*UTF-8"):
+            read_voc(tmp_path, None)
     file.write_text('<!DOCTYPE a [<!ENTITY b "boom">]><annotation>&b;</annotation>')
     with pytest.raises(DetkitError, match=r"a\.xml: declares XML entities"):
         read_voc(tmp_path, None)
