@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -38,7 +39,13 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
     pictures are counted in the notes, since evaluation does without. Errors name the file, the entry and its key.
     """
     split = split or (file.stem.removeprefix("instances_") if file.stem.startswith("instances_") else None)
-    tree = _read_json(file)
+    tree = read_json(file)
+    if not isinstance(tree, dict):
+        hint = " (a list is what detections are saved as)" if isinstance(tree, list) else ""
+        raise DetkitError(
+            f"{file}: expected COCO annotations with the keys images, annotations, categories, "
+            f"got a {type(tree).__name__}{hint}"
+        )
     image_rows, annotations, category_rows = (
         _table(tree, key, file) for key in ("images", "annotations", "categories")
     )
@@ -66,17 +73,15 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
 
     annotation_ids = _column(annotations, "id", {int, str}, file, "annotations")
     _unique(annotation_ids, file, "annotation id")
-    crowd = [row.get("iscrowd", 0) for row in annotations]
-    for row, value in enumerate(crowd):
-        if value not in (0, 1):
-            raise DetkitError(f"{file}: annotation {annotation_ids[row]}, 'iscrowd': expected 0 or 1, got {value!r}")
+    crowd, difficult = (_flags(annotations, key, file) for key in ("iscrowd", "difficult"))
+    _check_areas(annotations, file)
     picture_of = {image_id: index for index, image_id in enumerate(image_ids)}
     objects = Objects(
         picture=_look_up(annotations, "image_id", picture_of, file),
         boxes=_corners(annotations, file, describe),
         labels=_look_up(annotations, "category_id", label_of, file),
-        crowd=np.array(crowd, bool),
-        difficult=np.zeros(len(crowd), bool),
+        crowd=crowd,
+        difficult=difficult,
     )
     samples, notes = make_samples(pictures, objects, describe)
     missing = _missing(paths)
@@ -85,29 +90,33 @@ def read_coco(file: Path, images: Path | None = None, split: str | None = None) 
     return Dataset(file, split, tuple(names[i] for i in ordered), samples, tuple(ordered), notes, annotation_file=file)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> Any:
+    """Return what a JSON file holds; errors name the file and, where the syntax is wrong, line and column."""
     collecting = gc.isenabled()
     gc.disable()  # Millions of new objects, none of them garbage: the collector would take 40 % of the time.
     try:
-        tree = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except OSError as error:
         raise DetkitError(f"{file}: cannot be read: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise DetkitError(
             f"{file}, line {error.lineno}, column {error.colno}: is not valid JSON: {error.msg}"
         ) from None
-    except (ValueError, RecursionError):
-        raise DetkitError(f"{file}: is not a JSON file") from None
+    except UnicodeDecodeError:
+        raise DetkitError(f"{file}: is not a text file, so it cannot be JSON") from None
+    except RecursionError:
+        raise DetkitError(f"{file}: its lists and mappings are nested too deeply") from None
+    except ValueError:  # Python reads no whole numbers of thousands of digits
+        raise DetkitError(f"{file}: holds a number of too many digits") from None
     finally:
         if collecting:
             gc.enable()
-    if not isinstance(tree, dict):
-        hint = " (a list is what detections are saved as)" if isinstance(tree, list) else ""
-        raise DetkitError(
-            f"{file}: expected COCO annotations with the keys images, annotations, categories, "
-            f"got a {type(tree).__name__}{hint}"
-        )
-    return tree
+
+
+def short(value: object) -> str:
+    """Return a value as a message shows it: what a file holds may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-10:]}"
 
 
 def _table(tree: dict[str, Any], key: str, file: Path) -> list[dict[str, Any]]:
@@ -130,8 +139,26 @@ def _column(rows: list[dict[str, Any]], key: str, kinds: set[type], file: Path, 
         if key not in row:
             raise DetkitError(f"{where}: the key {key!r} is missing")
         expected = " or ".join(_KINDS[kind] for kind in _KINDS if kind in kinds)
-        raise DetkitError(f"{where}, {key!r}: expected {expected}, got {row[key]!r}")
+        raise DetkitError(f"{where}, {key!r}: expected {expected}, got {short(row[key])}")
     return column
+
+
+def _flags(annotations: list[dict[str, Any]], key: str, file: Path) -> NDArray[np.bool_]:
+    """Return a column of 0 and 1, 0 where the key is absent."""
+    flags = [row.get(key, 0) for row in annotations]
+    for row, value in zip(annotations, flags, strict=True):
+        if value not in (0, 1):
+            raise DetkitError(f"{file}: annotation {row['id']}, {key!r}: expected 0 or 1, got {short(value)}")
+    return np.array(flags, bool)
+
+
+def _check_areas(annotations: list[dict[str, Any]], file: Path) -> None:
+    for row in annotations:
+        area = row.get("area", 0)
+        if type(area) not in (int, float) or not 0 <= area <= sys.float_info.max:
+            raise DetkitError(
+                f"{file}: annotation {row['id']}, 'area': expected a finite number from 0 on, got {short(area)}"
+            )
 
 
 def _unique(values: Sequence[Any], file: Path, what: str) -> None:
@@ -157,7 +184,7 @@ def _corners(annotations: list[dict[str, Any]], file: Path, describe: Callable[[
     boxes = _column(annotations, "bbox", {list}, file, "annotations")
     if not set(map(len, boxes)) <= {4} or not set(map(type, chain.from_iterable(boxes))) <= {int, float}:
         row = next(i for i, box in enumerate(boxes) if len(box) != 4 or not set(map(type, box)) <= {int, float})
-        raise DetkitError(f"{describe(row)}: expected four numbers [x, y, width, height], got {boxes[row]!r}")
+        raise DetkitError(f"{describe(row)}: expected four numbers [x, y, width, height], got {short(boxes[row])}")
     try:
         corners = np.array(boxes, np.float64).reshape(-1, 4)
     except OverflowError:  # JSON's whole numbers have no end

@@ -6,8 +6,7 @@ recorded: turning them to corners and back would round, and an overlap that lies
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit.data.coco import read_json, short
 from detkit.errors import DetkitError
 from detkit.structures import Detections
 
@@ -30,8 +30,9 @@ ImageId = int | str
 class GroundTruth:
     """The objects of a data set.
 
-    image_ids [P] in rising order; classes [C] and category_ids [C] in the order of the labels; pictures [M] index into
-    image_ids, labels [M], boxes_xywh [M, 4], areas [M] (COCO's, of the mask), crowd [M], difficult [M].
+    image_ids [P] in rising order, numbers before texts; classes [C] and category_ids [C] in the order of the labels,
+    which is the rising order of the ids, as in every Dataset; pictures [M] index into image_ids, labels [M],
+    boxes_xywh [M, 4], areas [M] (COCO's, of the mask), crowd [M], difficult [M].
     """
 
     image_ids: tuple[ImageId, ...]
@@ -47,13 +48,15 @@ class GroundTruth:
     @staticmethod
     def from_coco(ground_truth: Mapping[str, Any]) -> GroundTruth:
         """Take a valid ground truth in COCO's format; `area`, `iscrowd` and `difficult` may be absent."""
-        rows, categories = ground_truth["annotations"], ground_truth["categories"]
-        image_ids = tuple(sorted(image["id"] for image in ground_truth["images"]))
+        rows = ground_truth["annotations"]
+        categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
+        image_ids = [image["id"] for image in ground_truth["images"]]
+        image_ids.sort(key=lambda image_id: (isinstance(image_id, str), image_id))
         picture = {image_id: index for index, image_id in enumerate(image_ids)}
         label = {category["id"]: index for index, category in enumerate(categories)}
         boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
         return GroundTruth(
-            image_ids,
+            tuple(image_ids),
             tuple(category["name"] for category in categories),
             tuple(label),
             np.array([picture[row["image_id"]] for row in rows], np.int64),
@@ -142,14 +145,7 @@ def read_results(path: Path, truth: GroundTruth) -> DetectionTable:
     Raises DetkitError with the file, the entry's number (the first is 0) and the field on anything that is off, also
     when an image or category is none of the data set's.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DetkitError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DetkitError(f"{path}: is not a text file, so it cannot be a COCO result list") from None
-    except json.JSONDecodeError as error:
-        raise DetkitError(f"{path}, line {error.lineno}: is not valid JSON: {error.msg}") from None
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise DetkitError(f"{path}: expected a list of detections at the top, got {_kind(entries)}")
     picture = {image_id: index for index, image_id in enumerate(truth.image_ids)}
@@ -185,26 +181,26 @@ def _problem(entry: Any, pictures: Mapping[ImageId, int], labels: Mapping[int, i
     image, category, box, score = entry["image_id"], entry["category_id"], entry["bbox"], entry["score"]
     if type(image) not in (int, str) or image not in pictures:
         return (
-            f"image_id {image!r} is none of the data set's {len(pictures)} pictures; "
+            f"image_id {short(image)} is none of the data set's {len(pictures)} pictures; "
             "pass the data and split that the detections were made for"
         )
     if type(category) is not int or category not in labels:
-        return f"category_id {category!r} is none of the data set's {len(labels)} categories ({_some(labels)})"
+        return f"category_id {short(category)} is none of the data set's {len(labels)} categories ({_some(labels)})"
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        return f"bbox must be four finite numbers [x, y, width, height], got {box!r}"
+        return f"bbox must be four finite numbers [x, y, width, height], got {short(box)}"
     if box[2] < 0 or box[3] < 0:
-        return f"bbox is [x, y, width, height], so the last two cannot be negative, got {box!r}"
+        return f"bbox is [x, y, width, height], so the last two cannot be negative, got {short(box)}"
     if not _is_finite(score):
-        return f"score must be a finite number, got {score!r}"
+        return f"score must be a finite number, got {short(score)}"
     return None
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # whole numbers have no end
 
 
 def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(type(value), repr(value))
+    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(type(value), short(value))
 
 
 def _some(values: Mapping[int, int]) -> str:

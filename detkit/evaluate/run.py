@@ -88,7 +88,7 @@ def evaluate_model(
         )
     data_label = {label: index for index, label in enumerate(matched.to_model) if label is not None}
     to_data = [data_label.get(label) for label in range(len(model.classes))]
-    truth = GroundTruth.from_coco(data.ground_truth())
+    truth = _ground_truth(data)
     evaluator = _evaluator(truth, to_data, metric, program, match_iou)
     if selection is None:
         selection = model.selection.model_copy(update={"score": 0.001, "max_detections": 100})
@@ -108,7 +108,7 @@ def evaluate_results(
     file: Path, data: Dataset, *, metric: Metric = "coco", program: Program = "hotcoco", match_iou: float = 0.5
 ) -> Evaluation:
     """Compare the detections of a COCO result list; the options are those of `evaluate_model`."""
-    truth = GroundTruth.from_coco(data.ground_truth())
+    truth = _ground_truth(data)
     evaluator = _evaluator(truth, None, metric, program, match_iou)
     evaluator.extend(read_results(file, truth))
     return Evaluation(evaluator.compute(), truth, evaluator.detections)
@@ -138,6 +138,13 @@ def results_folder(out: Path | None) -> Iterator[Path]:
             for path in made:
                 path.rmdir()
         raise
+
+
+def _ground_truth(data: Dataset) -> GroundTruth:
+    truth = GroundTruth.from_coco(data.ground_truth())
+    if truth.classes != data.classes:  # labels would be taken for those of other classes
+        raise DetkitError(f"{data.source}: its categories are not those read before; the file has changed meanwhile")
+    return truth
 
 
 def _evaluator(

@@ -111,6 +111,15 @@ DELETED = object()
         ("annotations", 0, "image_id", 5, r"annotation 11, 'image_id': 5 is not the id of any entry in 'images'"),
         ("annotations", 0, "category_id", 8, r"annotation 11, 'category_id': 8 is not the id of .* 'categories'"),
         ("annotations", 0, "iscrowd", 2, r"annotation 11, 'iscrowd': expected 0 or 1, got 2"),
+        ("annotations", 0, "iscrowd", None, r"annotation 11, 'iscrowd': expected 0 or 1, got None"),
+        ("annotations", 0, "difficult", "no", r"annotation 11, 'difficult': expected 0 or 1, got 'no'"),
+        ("annotations", 0, "area", "abc", r"annotation 11, 'area': expected a finite number from 0 on, got 'abc'"),
+        ("annotations", 0, "area", None, r"annotation 11, 'area': .*got None"),
+        ("annotations", 0, "area", True, r"annotation 11, 'area': .*got True"),
+        ("annotations", 0, "area", -1, r"annotation 11, 'area': .*got -1"),
+        ("annotations", 0, "area", float("nan"), r"annotation 11, 'area': .*got nan"),
+        ("annotations", 0, "area", float("inf"), r"annotation 11, 'area': .*got inf"),
+        ("annotations", 0, "area", 10**400, r"annotation 11, 'area': .*got 10{59}…0{10}$"),
         ("annotations", 0, "id", 12, r"the annotation id 12 stands twice"),
         ("images", 0, "id", 4, r"the image id 4 stands twice"),
         ("images", 0, "id", 4.5, r"images\[0\], 'id': expected a whole number or a text, got 4.5"),
@@ -138,6 +147,8 @@ def test_bad_entries(tmp_path, table, row, key, value, message):
         ('{"images": [\n', r", line 2, column 1: is not valid JSON"),
         ("", r", line 1, column 1: is not valid JSON"),
         ("<annotation/>", r"is not valid JSON"),
+        ("[" * 100_000, r"nested too deeply"),
+        ("7" * 5000, r"a number of too many digits"),
         ([{"image_id": 1, "score": 0.5}], r"got a list \(a list is what detections are saved as\)"),
         ({"shapes": [], "version": 1}, r"the key 'images' .* is missing \(its keys: shapes, version\)"),
         (TREE | {"categories": {"1": "a"}}, r"'categories' must be a list of mappings"),
@@ -149,10 +160,20 @@ def test_json_of_another_kind(tmp_path, content, message):
         read_coco(write(tmp_path, content))
 
 
+def test_a_byte_order_mark(tmp_path):
+    assert len(read_coco(write(tmp_path, "\ufeff" + json.dumps(TREE)))) == 2
+
+
+def test_difficult_objects(tmp_path):
+    tree = copy.deepcopy(TREE)
+    tree["annotations"][2]["difficult"] = 1
+    assert read_coco(write(tmp_path, tree)).samples[1].difficult.tolist() == [False, True]
+
+
 def test_binary_file(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
-    with pytest.raises(DetkitError, match=r"a\.json: is not a JSON file"):
+    with pytest.raises(DetkitError, match=r"a\.json: is not a text file"):
         read_coco(file)
     with pytest.raises(DetkitError, match=r"b\.json: cannot be read: No such file"):
         read_coco(tmp_path / "b.json")

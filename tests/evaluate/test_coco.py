@@ -166,7 +166,7 @@ def test_hand_computed(program: Program):
         ],
         "categories": [{"id": 7, "name": "a"}, {"id": 4, "name": "b"}, {"id": 2, "name": "c"}],
     }
-    evaluator = CocoEvaluator(GroundTruth.from_coco(truth), to_data=[None, 0], program=program)
+    evaluator = CocoEvaluator(GroundTruth.from_coco(truth), to_data=[None, 2], program=program)
     boxes = torch.tensor([[10.0, 10, 60, 46], [0, 0, 9, 9]])
     evaluator.update("left", Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 0]), (100, 100)))
     result = evaluator.compute()

@@ -91,6 +91,44 @@ def test_classes_unknown_to_the_data_take_no_places(data: Dataset):
     assert len(cut.detections) == sum(len(sample.labels) > 0 for sample in data.samples)
 
 
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """A COCO file of two pictures whose categories and images are not in the order of their ids."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "images": [{"id": "b", "file_name": "b.png"}, {"id": 10, "file_name": "ten.png"}],
+        "annotations": [
+            {"id": 1, "image_id": 10, "category_id": 7, "bbox": [1, 2, 30, 40]},
+            {"id": 2, "image_id": "b", "category_id": 3, "bbox": [10, 2, 20, 9]},
+        ],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+    }
+    for image in tree["images"]:
+        image |= {"height": 50, "width": 60}
+        cv2.imwrite(str(tmp_path / image["file_name"]), rng.integers(0, 255, (50, 60, 3), np.uint8))
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(tree))
+    return file
+
+
+@pytest.mark.parametrize("metric", ["coco", "voc"])
+def test_ids_in_any_order(coco: Path, tmp_path: Path, metric: run.Metric):
+    data = load_dataset(coco)
+    evaluation = evaluate_model(Oracle(data, ("dog", "cat")), data, metric=metric)
+    assert pytest.approx(1) == evaluation.result.AP
+    evaluation.save(tmp_path / "out")
+    again = evaluate_results(tmp_path / "out" / "detections.json", data, metric=metric)
+    assert again.result.to_json() == evaluation.result.to_json()
+
+
+def test_a_file_that_changes_under_way(coco: Path):
+    data = load_dataset(coco)
+    oracle = Oracle(data, data.classes)
+    coco.write_text(coco.read_text().replace('"cat"', '"bird"'))
+    with pytest.raises(DetkitError, match=r"data\.json: its categories are not those read before"):
+        evaluate_model(oracle, data)
+
+
 def test_no_common_class(data: Dataset):
     class Blind(Oracle):
         def predict(self, pictures, selection):
