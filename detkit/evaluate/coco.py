@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from detkit.evaluate.records import Bools, DetectionTable, Evaluator, Floats, GroundTruth, Ints
+from detkit.evaluate.records import NUMBERS, Bools, DetectionTable, Evaluator, Floats, GroundTruth, Ints
 
 Program = Literal["hotcoco", "pycocotools"]
 
@@ -62,7 +62,7 @@ class CocoResult:
     @property
     def summary(self) -> dict[str, float | None]:
         """The twelve numbers by name, in pycocotools' order."""
-        return {name: getattr(self, name) for name in self.__slots__ if name not in ("per_class", "curves")}
+        return {name: getattr(self, name) for name in NUMBERS}
 
     def curve_score(self, name: str) -> float:
         """The AP that belongs to a class' curve: AP50, the mean of its values."""

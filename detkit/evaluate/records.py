@@ -25,6 +25,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 ImageId = int | str
 
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The names of COCO's twelve numbers in pycocotools' order: the keys of every metric's JSON."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroundTruth:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from detkit.evaluate.records import Bools, DetectionTable, Evaluator, Floats, GroundTruth, Ints
+from detkit.evaluate.records import NUMBERS, Bools, DetectionTable, Evaluator, Floats, GroundTruth, Ints
 
 Convention = Literal["voc07", "voc"]
 
@@ -64,9 +64,17 @@ class VocResult:
         return self.per_class[name].AP or 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metric's name, the IoU threshold, AP, and AP of each class."""
-        per_class = {name: {"AP": scores.AP} for name, scores in self.per_class.items()}
-        return {"metric": self.metric, "iou": self.iou, **self.summary, "per_class": per_class}
+        """Return the metric's name, the IoU threshold, AP, and AP of each class, under the keys of COCO's metric.
+
+        AP50 and AP75 are AP where that is the threshold; numbers that VOC's metric does not have are None.
+        """
+        at_iou = {0.5: "AP50", 0.75: "AP75"}.get(self.iou, "AP")
+        numbers = dict.fromkeys(NUMBERS) | {"AP": self.AP, at_iou: self.AP}
+        per_class = {
+            name: {"AP": scores.AP, "AP50": scores.AP if at_iou == "AP50" else None}
+            for name, scores in self.per_class.items()
+        }
+        return {"metric": self.metric, "iou": self.iou, **numbers, "per_class": per_class}
 
 
 class VocEvaluator(Evaluator[VocResult]):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.evaluate.records import DetectionTable, GroundTruth
-from detkit.evaluate.voc import Convention, VocEvaluator, VocResult, average_precision
+from detkit.evaluate.records import NUMBERS, DetectionTable, GroundTruth
+from detkit.evaluate.voc import Convention, VocClass, VocEvaluator, VocResult, average_precision
 from detkit.structures import Detections
 
 CONVENTIONS: tuple[Convention, ...] = ("voc07", "voc")
@@ -68,10 +68,8 @@ def test_published_answers(shared: Path, convention: Convention, iou: float, pub
             found.append({"image": file.stem, "label": 0, "box": (x, y, x + w, y + h), "score": score})
     assert (len(files), len(objects), len(found)) == (7, 15, 24)
     result = evaluate(ground_truth(objects, [file.stem for file in files], ["object"]), found, convention, iou)
-    assert result.to_json() == {
-        "metric": convention, "iou": iou, "AP": pytest.approx(published, abs=5e-6),
-        "per_class": {"object": {"AP": pytest.approx(published, abs=5e-6)}},
-    }  # fmt: skip
+    assert (result.metric, result.iou) == (convention, iou)
+    assert pytest.approx(published, abs=5e-6) == result.AP == result.per_class["object"].AP
 
 
 def devkit_ap(objects: list[dict[str, Any]], found: list[dict[str, Any]], convention: str, min_overlap: float) -> float:
@@ -232,6 +230,17 @@ def test_update_takes_a_models_detections():
     evaluator.update("p", Detections(boxes, torch.tensor([0.9, 0.5]), torch.tensor([0, 2]), (20, 20)))
     assert len(evaluator.detections) == 1
     assert evaluator.compute().AP == 1
+
+
+@pytest.mark.parametrize(("iou", "same"), [(0.5, {"AP", "AP50"}), (0.75, {"AP", "AP75"}), (0.6, {"AP"})])
+def test_json_has_the_keys_of_every_metric(iou: float, same: set[str]):
+    result = VocResult("voc", iou, 0.25, {"a": VocClass(3, 0.25), "b": VocClass(0, None)}, {})
+    tree = result.to_json()
+    assert list(tree) == ["metric", "iou", *NUMBERS, "per_class"]
+    assert {name: tree[name] for name in NUMBERS} == {name: 0.25 if name in same else None for name in NUMBERS}
+    assert tree["per_class"] == {
+        "a": {"AP": 0.25, "AP50": 0.25 if iou == 0.5 else None}, "b": {"AP": None, "AP50": None}
+    }  # fmt: skip
 
 
 def test_nothing_detected_and_nothing_there():
