@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +38,12 @@ _TURNS = {
 }
 
 _SAMPLES = ("astronaut", "chelsea")
+
 _pillow_limit = threading.Lock()
+if sys.platform != "win32":  # a process forked while a thread reads a header would wait for it forever
+    os.register_at_fork(
+        before=_pillow_limit.acquire, after_in_parent=_pillow_limit.release, after_in_child=_pillow_limit.release
+    )
 
 
 def read_picture(
@@ -60,10 +68,14 @@ def read_picture(
 
 
 def picture_size(source: Path, *, apply_orientation: bool = True) -> tuple[int, int]:
-    """Return (height, width) from a picture's header, without decoding it."""
-    with _open(source, MAX_PIXELS, None) as (picture, _):
+    """Return (height, width) from a picture's header, however large, without decoding it."""
+    with _open(source, None, None) as (picture, _):
         width, height = picture.size
-        return (width, height) if apply_orientation and _turn(picture) in _QUARTER_TURNS else (height, width)
+        if not apply_orientation:
+            return height, width
+        if picture.format == "PNG" and "exif" not in picture.info and (tags := _late_tags(source)):
+            picture.info["exif"] = tags
+        return (width, height) if _turn(picture) in _QUARTER_TURNS else (height, width)
 
 
 def sample_picture(name: str) -> NDArray[np.uint8]:
@@ -77,7 +89,9 @@ def sample_picture(name: str) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _open(source: Path | bytes | BinaryIO, max_pixels: int, name: str | None) -> Iterator[tuple[Image.Image, str]]:
+def _open(
+    source: Path | bytes | BinaryIO, max_pixels: int | None, name: str | None
+) -> Iterator[tuple[Image.Image, str]]:
     """Open a picture and turn whatever goes wrong while it is used into one sentence."""
     name = name or (str(source) if isinstance(source, Path) else str(getattr(source, "name", "the picture")))
     try:
@@ -88,10 +102,10 @@ def _open(source: Path | bytes | BinaryIO, max_pixels: int, name: str | None) ->
             with _unlimited():
                 picture = Image.open(file, formats=FORMATS)
             width, height = picture.size
-            if width * height > max_pixels:
+            if max_pixels is not None and width * height > max_pixels:
                 raise DetkitError(
                     f"{name}: the picture is {width} wide and {height} high, more than the limit of {max_pixels} "
-                    "pixels; scale it down or raise the limit"
+                    "pixels; scale it down or raise max_pixels (--max-pixels of detect and eval)"
                 )
             yield picture, name
     except DetkitError:
@@ -128,7 +142,20 @@ def _unlimited() -> Iterator[None]:
 
 def _turn(picture: Image.Image) -> Transpose | None:
     # Pillow turns TIFF itself. ImageOps.exif_transpose also writes the tags anew, which fails where they are malformed.
-    return None if picture.format == "TIFF" else _TURNS.get(picture.getexif().get(0x0112, 1))
+    # PNG's own getexif decodes the pixels first, since tags may follow them.
+    return None if picture.format == "TIFF" else _TURNS.get(Image.Image.getexif(picture).get(0x0112, 1))
+
+
+def _late_tags(png: Path) -> bytes | None:
+    """Return the EXIF tags of a PNG, which some programs write behind the pixels."""
+    with png.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return b"Exif\0\0" + bytes(file.read(length))
+            file.seek(length + 4, os.SEEK_CUR)
+    return None
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
