@@ -51,6 +51,9 @@ def eval_command(
     batch: Annotated[int, typer.Option(min=1, help="Pictures that go through the model at once.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Numbers to compute in.")] = "fp32",
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse pictures with more pixels.", show_default="100000000")
+    ] = None,
     resize: Annotated[
         Literal["stretch", "letterbox"] | None,
         typer.Option(help="How pictures are brought to the model's size.", show_default="the model's"),
@@ -74,6 +77,7 @@ def eval_command(
 
     from detkit.config import validate
     from detkit.data.dataset import load_dataset
+    from detkit.data.picture import MAX_PIXELS
     from detkit.errors import DetkitError
     from detkit.evaluate.report import print_result
     from detkit.evaluate.run import evaluate_model, evaluate_results, results_folder
@@ -88,6 +92,7 @@ def eval_command(
         "--score": score,
         "--iou": iou,
         "--max-detections": max_detections,
+        "--max-pixels": max_pixels,
         "--resize": resize,
     }
     if detections is not None:
@@ -118,6 +123,7 @@ def eval_command(
                     match_iou=match_iou,
                     selection=selection,
                     batch_size=batch,
+                    max_pixels=max_pixels or MAX_PIXELS,
                     say=messages.print,
                     advance=lambda pictures: progress.advance(task, pictures),
                 )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detkit.data.picture import read_picture
+from detkit.data.picture import MAX_PIXELS, read_picture
 from detkit.errors import DetkitError
 from detkit.structures import Target
 
@@ -49,17 +49,18 @@ class Sample:
         """Return the objects as tensors of their own memory."""
         return Target(*(torch.tensor(array) for array in (self.boxes, self.labels, self.crowd, self.difficult)))
 
-    def read(self) -> NDArray[np.uint8]:
+    def read(self, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """Return the picture [height, width, 3] in RGB; another size than the annotation's is an error.
 
+        A file with more than max_pixels is one too.
         The picture is taken as stored, and turned by its EXIF tag only where that gives the recorded size.
         """
         if self.draw is not None:
             return self.draw()
         size = self.height, self.width
-        picture = read_picture(self.path, apply_orientation=self.oriented)
+        picture = read_picture(self.path, apply_orientation=self.oriented, max_pixels=max_pixels)
         if picture.shape[:2] == size[::-1] != size:
-            picture = read_picture(self.path, apply_orientation=not self.oriented)
+            picture = read_picture(self.path, apply_orientation=not self.oriented, max_pixels=max_pixels)
         if picture.shape[:2] != size:
             height, width = picture.shape[:2]
             raise DetkitError(

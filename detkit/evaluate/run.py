@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from detkit.data.dataset import Dataset, Sample
+from detkit.data.ahead import read_ahead
+from detkit.data.dataset import Dataset
 from detkit.data.names import match_classes
+from detkit.data.picture import MAX_PIXELS
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator, CocoResult, Program
 from detkit.evaluate.confusion import confusion_matrix
@@ -68,15 +66,16 @@ def evaluate_model(
     match_iou: float = 0.5,
     selection: Selection | None = None,
     batch_size: int = 8,
+    max_pixels: int = MAX_PIXELS,
     say: Callable[[str], None] = lambda line: None,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> Evaluation:
     """Detect in every picture of a data set and compare.
 
     program: who matches for COCO's metric. match_iou: the overlap that VOC's metric asks for. selection: by default the
-    model's, with the score .001 and 100 detections a picture. say: called with each line about classes that differ.
-    advance: called with the number of pictures done. Raises DetkitError when a picture cannot be read or the model
-    shares no class with the data.
+    model's, with the score .001 and 100 detections a picture. max_pixels: of the largest picture to read. say: called
+    with each line about classes that differ. advance: called with the number of pictures done. Raises DetkitError when
+    a picture cannot be read or the model shares no class with the data.
     """
     matched = match_classes(model.classes, data.classes)
     for line in matched.lines:
@@ -95,12 +94,15 @@ def evaluate_model(
     if None in to_data:  # other classes shall not take places among `max_detections`
         selection = selection.model_copy(update={"labels": tuple(sorted(data_label))})
     samples = iter(data.samples)
-    with closing(_read_ahead(data.samples, ahead=2 * batch_size)) as pictures:
+    readers = (partial(sample.read, max_pixels=max_pixels) for sample in data.samples)
+    pictures = read_ahead(readers, lambda picture: picture.size // 3, workers=_READERS, ahead=2 * batch_size)
+    with closing(pictures):
         while batch := list(islice(pictures, batch_size)):
             found = model.predict(batch, selection)
-            for sample, detections in zip(islice(samples, len(batch)), found, strict=True):
+            del batch  # or its pictures would stay while the next ones gather
+            for sample, detections in zip(islice(samples, len(found)), found, strict=True):
                 evaluator.update(sample.id, detections)
-            advance(len(batch))
+            advance(len(found))
     return Evaluation(evaluator.compute(), truth, evaluator.detections)
 
 
@@ -153,21 +155,6 @@ def _evaluator(
     if metric == "coco":
         return CocoEvaluator(truth, to_data, program)
     return VocEvaluator(truth, to_data, metric, match_iou)
-
-
-def _read_ahead(samples: Sequence[Sample], ahead: int) -> Generator[NDArray[np.uint8]]:
-    """Read pictures in order, in threads and up to `ahead` before they are asked for."""
-    pool = ThreadPoolExecutor(_READERS)
-    waiting: deque[Future[NDArray[np.uint8]]] = deque()
-    try:
-        for sample in samples:
-            waiting.append(pool.submit(sample.read))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _list(names: Sequence[str]) -> str:

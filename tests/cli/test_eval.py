@@ -4,9 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import detkit.model
 from detkit import cli
+from detkit.ops.nms import Selection
+from detkit.structures import Detections
 
 Run = Callable[..., tuple[int, str, str]]
 TWELVE = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -115,7 +121,7 @@ def test_voc_of_a_voc_folder(run: Run, shared: Path, tmp_path: Path, metric: str
     code, out, _ = run(*arguments)
     assert code == 0
     tree = json.loads(out)
-    assert list(tree) == ["metric", "iou", "AP", "per_class"]
+    assert list(tree) == ["metric", "iou", *TWELVE, "per_class"]
     assert (tree["metric"], tree["iou"]) == (metric, 0.5)
     assert set(tree["per_class"]) == set(classes)
     values = [scores["AP"] for scores in tree["per_class"].values() if scores["AP"] is not None]
@@ -153,6 +159,7 @@ def test_bad_detections(
         (["--data", "sample:shapes", "--model", "a.cfg", "--detections", "b.json"], "pass either --model or"),
         (["--data", "sample:shapes", "--detections", "b.json", "--score", "0.3"], "--score belongs to --model"),
         (["--data", "sample:shapes", "--detections", "b.json", "--iou", "0.3"], "--iou belongs to --model"),
+        (["--data", "sample:shapes", "--detections", "b.json", "--max-pixels", "9"], "--max-pixels belongs to --model"),
         (["--data", "sample:shapes", "--detections", "b.json", "--match-iou", "0.3"], "--match-iou belongs to"),
         (["--data", "sample:shapes", "--detections", "b.json"], "b.json: cannot be read: No such file"),
         (["--data", "nowhere", "--detections", "b.json"], "nowhere: no such file or folder"),
@@ -172,6 +179,31 @@ def one_sentence(code: int, out: str, err: str) -> str:
     assert last.startswith("error: ")
     assert "Traceback" not in err
     return last
+
+
+def test_too_large_pictures(run: Run, tiny: tuple[Path, dict[str, Any]], tmp_path: Path, nothing_found: None):
+    data, _ = tiny
+    Image.new("RGB", (60, 50)).save(tmp_path / "a.jpg")
+    arguments = ["--model", "any.cfg", "--data", data]
+    error = one_sentence(*run(*arguments, "--max-pixels", "2999"))
+    assert "a.jpg: the picture is 60 wide and 50 high, more than the limit of 2999 pixels" in error
+    assert "--max-pixels of detect and eval" in error
+    assert list(Path.cwd().iterdir()) == []
+    assert run(*arguments, "--max-pixels", "3000")[0] == 0
+
+
+@pytest.fixture
+def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a model that finds nothing in place of any that is loaded."""
+
+    class Blind:
+        name, classes, selection = "blind", ("cat", "dog"), Selection()
+
+        def predict(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
+            nothing = torch.zeros(0)
+            return [Detections(nothing.reshape(0, 4), nothing, nothing.long(), (50, 60))] * len(pictures)
+
+    monkeypatch.setattr(detkit.model, "load", lambda *_, **__: Blind())
 
 
 def test_results_do_not_overwrite(run: Run, tiny: tuple[Path, dict[str, Any]], tmp_path: Path):

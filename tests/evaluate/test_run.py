@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,21 +149,37 @@ def test_a_picture_that_cannot_be_read_is_named(data: Dataset, tmp_path: Path):
         evaluate_model(Oracle(data, data.classes), broken, batch_size=2)
 
 
-def test_pictures_are_read_ahead_but_not_all_at_once():
-    @dataclass
-    class Counted:
-        number: int
+@pytest.mark.parametrize(("side", "most"), [(96, 16), (8000, 6)])
+def test_pictures_are_read_ahead_but_not_all_at_once(data: Dataset, side: int, most: int):
+    class Slow(Oracle):
+        def predict(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
+            nonlocal seen
+            seen += len(pictures)
+            time.sleep(0.05)
+            waiting.append(len(read) - seen)
+            return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), (96, 96))] * len(
+                pictures
+            )
 
-        def read(self) -> int:
-            read.append(self.number)
-            return self.number
+    def draw() -> np.ndarray:
+        read.append(1)
+        return np.broadcast_to(np.zeros(3, np.uint8), (side, side, 3))  # large pictures that take no memory
 
     read: list[int] = []
-    pictures = run._read_ahead([Counted(i) for i in range(50)], ahead=6)
-    assert [next(pictures) for _ in range(10)] == list(range(10))
-    assert len(read) <= 10 + 6
-    pictures.close()
-    assert len(read) <= 10 + 6
+    waiting: list[int] = []
+    seen = 0
+    blind = Slow(data, data.classes)
+    evaluate_model(blind, replace(data, samples=[replace(data.samples[0], draw=draw)] * 60), batch_size=8)
+    assert seen == len(read) == 60
+    assert 2 <= max(waiting) <= most
+
+
+def test_too_large_pictures(coco: Path):
+    data = load_dataset(coco)
+    oracle = Oracle(data, data.classes)
+    with pytest.raises(DetkitError, match=r"b\.png: the picture is 60 wide .* the limit of 2999 pixels"):
+        evaluate_model(oracle, data, max_pixels=2999)
+    assert pytest.approx(1) == evaluate_model(oracle, data, max_pixels=3000).result.AP
 
 
 def test_saved_files(data: Dataset, tmp_path: Path):
