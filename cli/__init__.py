@@ -1,6 +1,10 @@
 """The command line: every command parses, calls one function of detkit, and prints."""
 
+import os
+import signal
 import sys
+from io import TextIOWrapper
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -42,8 +46,23 @@ def _options(
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except DetkitError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except OSError as error:  # a folder without permission, a name that is too long, a full disk
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}", err=True)
+        # What is still in the buffer of a stdout that takes no more would fail once again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that nothing half-written stays."""
+    raise KeyboardInterrupt

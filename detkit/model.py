@@ -97,6 +97,8 @@ class Model:
     @torch.inference_mode()
     def predict(self, pictures: Sequence[NDArray[np.uint8]], selection: Selection | None = None) -> list[Detections]:
         """Find objects in RGB pictures [H, W, 3] uint8 as one batch; boxes are in the pictures' own pixels."""
+        if not pictures:
+            return []
         batch, placements = self.preprocess(pictures)
         dtype = _DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
@@ -121,6 +123,8 @@ def load(
     settings: `key.subkey=value` overrides of the config. Raises DetkitError with one sentence on anything that is off.
     """
     target = _device(device)
+    if precision not in _DTYPES:
+        raise DetkitError(f"precision {precision!r}: expected {', '.join(_DTYPES)}")
     name, path = str(name), Path(name)
     if path.suffix == ".cfg":
         config, detector = _from_cfg(path, Path(weights) if weights else path.with_suffix(".weights"), settings)
@@ -130,6 +134,11 @@ def load(
         config = _of_checkpoint(path, settings)
         detector = build_detector(config)
         load_state(detector, read_tensors(path), path)
+    elif path.suffix in (".weights", ".pt", ".pth"):
+        raise DetkitError(
+            f"{path}: weights do not say of which network they are: name a config or a .cfg with --model, and pass this "
+            "file with --weights"
+        )
     else:
         config = read_config(name, settings)
         if weights is None:
@@ -138,6 +147,7 @@ def load(
             _require_same_model(config, _of_checkpoint(Path(weights)), name, Path(weights))
         detector = build_detector(config)
         load_weights(detector, Path(weights))
+    _require_finite(detector, Path(weights) if weights else path)
     preprocess = config.preprocess
     if resize is not None:
         preprocess = validate(Preprocess, preprocess.model_dump() | {"mode": resize}, f"--resize {resize}")
@@ -210,6 +220,12 @@ def load_weights(detector: Detector, path: Path) -> None:
         load_darknet_weights(layers(), path)
     else:
         load_state(detector, read_tensors(path), path)
+
+
+def _require_finite(detector: Detector, source: Path) -> None:
+    for name, tensor in detector.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise DetkitError(f"{source}: holds numbers that are not finite, first in {name}; the file is damaged")
 
 
 def for_inference(detector: Detector, device: torch.device, precision: Precision = "fp32") -> None:

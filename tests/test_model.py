@@ -9,7 +9,7 @@ import detkit
 from detkit.config import override
 from detkit.errors import DetkitError
 from detkit.model import ModelConfig, build_detector, load
-from detkit.weights.checkpoint import Header, save_checkpoint
+from detkit.weights.checkpoint import Header, read_tensors, save_checkpoint
 
 TREE: dict[str, Any] = {
     "classes": ["cat", "dog"],
@@ -146,3 +146,26 @@ def test_resize_is_checked(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_named(tmp_path: Path, device: str) -> None:
     with pytest.raises(DetkitError, match=f"--device {device}: "):
         load(write(tmp_path / "m.safetensors"), device=device)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.safetensors")
+    tensors = read_tensors(path)
+    tensors["heads.0.bias"][3] = float("nan")
+    save_checkpoint(path, tensors, Header(TREE, tuple(TREE["classes"]), {}))
+    with pytest.raises(DetkitError, match=r"m\.safetensors: .* not finite, first in heads.0.bias"):
+        load(path, device="cpu")
+
+
+def test_no_pictures_no_detections(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "m.safetensors"), device="cpu").predict([]) == []
+
+
+def test_an_unknown_precision_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DetkitError, match="precision 'fp8': expected fp32, bf16, fp16"):
+        load(write(tmp_path / "m.safetensors"), precision="fp8")  # type: ignore[arg-type]
+
+
+def test_weights_in_place_of_a_model_say_what_to_do() -> None:
+    with pytest.raises(DetkitError, match=r"x\.pt: weights do not say .* --weights"):
+        load("x.pt")

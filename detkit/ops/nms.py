@@ -18,7 +18,7 @@ from functools import reduce
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from detkit.config import Strict
@@ -26,7 +26,7 @@ from detkit.ops import boxes as box_ops
 from detkit.structures import Candidates
 
 # To import the compiler and its code takes seconds in a new process, so a few candidates do without.
-_WORTH_COMPILING = 256
+_WORTH_COMPILING = 64
 
 
 class Selection(Strict):
@@ -42,12 +42,12 @@ class Selection(Strict):
 
     score: float = Field(0.25, ge=0, le=1)
     iou: float = Field(0.45, ge=0, le=1)
-    max_detections: PositiveInt = 100
+    max_detections: int = Field(100, ge=1, le=10**9)
     class_agnostic: bool = False
     method: Literal["greedy", "soft", "diou"] = "greedy"
     sigma: float = Field(0.5, gt=0)
-    labels: tuple[int, ...] = ()
-    max_candidates: PositiveInt = 30_000
+    labels: tuple[NonNegativeInt, ...] = ()
+    max_candidates: int = Field(30_000, ge=1, le=10**9)
 
     @property
     def cap(self) -> int:
