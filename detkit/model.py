@@ -136,8 +136,8 @@ def load(
         load_state(detector, read_tensors(path), path)
     elif path.suffix in (".weights", ".pt", ".pth"):
         raise DetkitError(
-            f"{path}: weights do not say of which network they are: name a config or a .cfg with --model, and pass this "
-            "file with --weights"
+            f"{path}: weights do not say of which network they are: name a config or a .cfg with --model, and pass "
+            "this file with --weights"
         )
     else:
         config = read_config(name, settings)
