@@ -43,6 +43,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -358,8 +359,10 @@ class Worker:
         """Send a line and return the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(line, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
+        answer = ""
+        with suppress(BrokenPipeError):
+            print(line, file=self.process.stdin, flush=True)
+            answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit(f"the worker of {self.python} ended with code {self.process.wait()}; see above")
         return answer
