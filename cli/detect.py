@@ -135,7 +135,7 @@ def detect_command(
         print(f"saved to {summary.folder}", file=messages)
     if summary.failures:
         print(f"{len(summary.failures)} of {summary.sources} sources could not be read", file=sys.stderr)
-        raise typer.Exit(1)
+        raise typer.Exit(1 if summary.pictures else 2)
 
 
 def _split(text: str | None) -> list[str]:

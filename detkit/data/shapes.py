@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from detkit.config import Strict, validate
 from detkit.data.sample import Dataset, Objects, Picture, Sample, make_samples
@@ -41,7 +41,7 @@ class Shapes(Strict):
     """
 
     seed: int = Field(0, ge=0)
-    pictures: PositiveInt = 200
+    pictures: int = Field(200, ge=1, le=1_000_000)
     size: int = Field(320, ge=64, le=4096)
 
     @property
@@ -77,9 +77,11 @@ def parse_shapes(name: str) -> Shapes:
 def load_shapes(shapes: Shapes, split: str) -> Dataset:
     """Return a split as a data set whose pictures are drawn when they are read."""
     pictures, index_of, boxes, labels = [], [], [], []
+    names = list(shapes.splits)
+    first_id = sum(shapes.splits[name] for name in names[: names.index(split)])  # no id stands in two splits
     for index in range(shapes.splits[split]):
         (height, width), things = lay_out(shapes, split, index)
-        pictures.append(Picture(index, Path(f"{split}_{index:06d}.png"), height, width))
+        pictures.append(Picture(first_id + index, Path(f"{split}_{index:06d}.png"), height, width))
         index_of += [index] * len(things)
         boxes += [_box(thing, height, width) for thing in things]
         labels += [thing.label for thing in things]

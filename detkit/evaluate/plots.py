@@ -6,6 +6,7 @@ They are drawn through matplotlib's objects, without its global state, so that t
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from detkit.evaluate.records import Floats, Ints
 
@@ -111,8 +113,11 @@ def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 def to_png(figure: Figure) -> bytes:
     """Return a figure as a PNG file's content."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be called "$"
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.2)
+    with warnings.catch_warnings(action="ignore"):  # on characters that the font lacks
+        figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.2)
     return buffer.getvalue()
 
 

@@ -118,16 +118,17 @@ def evaluate_results(
 
 @contextmanager
 def results_folder(out: Path | None) -> Iterator[Path]:
-    """Make the folder that results go to, by default `runs/eval/<n>`, and remove it again if the block fails.
+    """Make the folder that results go to, by default `runs/eval/<n>`, and remove what was made if the block fails.
 
     It is made before the work, so that a lack of permission is known at once. Raises DetkitError if it is not empty.
     """
+    wanted = out or Path("runs/eval/1")
+    made = [path for path in (wanted, *wanted.parents) if not path.exists()]
     if out is None:
         folder = next_run("eval")
-        made = [folder, *folder.parents[:2]]
+        made = [folder, *made[1:]]
     else:
         folder = out
-        made = [folder]
         require_free(folder)
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ def detect(
     with Writer(save, out, model.classes) as writer, closing(frames), _progress(sources, progress) as advance:
         for result in _predict(model, frames, batch_size, selection):
             if isinstance(result, Failure):
-                if alone:
+                if alone and not summary.pictures:
                     raise result.error
                 summary.failures.append(result)
             else:

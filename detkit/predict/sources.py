@@ -139,6 +139,8 @@ def _read(source: Source, max_pixels: int) -> Frame | Failure:
         if source.name.startswith("sample:"):
             picture = sample_picture(source.name.removeprefix("sample:"))
         elif source.name == "-":
+            if sys.stdin is None:
+                raise DetkitError("-: standard input is closed; give a file's name or pipe a picture in")
             picture = read_picture(sys.stdin.buffer, max_pixels=max_pixels, name="standard input")
         else:
             picture = read_picture(Path(source.name), max_pixels=max_pixels)

@@ -108,3 +108,13 @@ def test_writing_leaves_what_is_there(tmp_path):
     with pytest.raises(DetkitError, match="exists already"):
         write_shapes(tmp_path, "coco", SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_no_picture_has_the_id_of_another_splits() -> None:
+    both = load_dataset("sample:shapes?pictures=8", "train+val")
+    assert len({sample.id for sample in both.samples}) == len(both)
+
+
+def test_too_many_pictures_are_refused() -> None:
+    with pytest.raises(DetkitError, match="pictures: input should be less than or equal to 1000000"):
+        load_dataset("sample:shapes?pictures=999999999999")

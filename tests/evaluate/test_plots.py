@@ -73,3 +73,10 @@ def test_confusion_of_many_classes_fits():
     axes = figure.axes[0]
     boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(boxes)), "names overlap"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["$\\frac$", "猫", "a\nb", ""])
+def test_any_class_name_can_be_drawn(name: str):
+    assert to_png(plot_curves({name: np.linspace(1, 0, 101)}, {name: 0.5}, "title"))[:4] == b"\x89PNG"
+    assert to_png(plot_confusion(np.ones((2, 2), np.int64), [name], "title"))[:4] == b"\x89PNG"

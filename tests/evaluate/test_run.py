@@ -219,6 +219,18 @@ def test_a_failure_leaves_nothing(data: Dataset, tmp_path: Path, monkeypatch: py
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("before", "out"), [("keep", "keep"), ("deep", "deep/a/b"), ("runs/eval", None)])
+def test_a_failure_leaves_the_folders_that_were_there(
+    before: str, out: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path(before).mkdir(parents=True)
+    with pytest.raises(DetkitError), results_folder(Path(out) if out else None):
+        raise DetkitError("the work failed")
+    assert Path(before).is_dir()
+    assert list(Path(before).iterdir()) == []
+
+
 def test_results_go_to_an_empty_folder_or_nowhere(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     for out, message in ((tmp_path, "is not empty"), (tmp_path / "notes.txt" / "out", r"out: cannot be written")):
