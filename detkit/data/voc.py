@@ -102,7 +102,7 @@ class _Record(NamedTuple):
 
 def _read_list(listing: Path, files: dict[str, Path]) -> list[str]:
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DetkitError(f"{listing}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -145,7 +145,8 @@ def _read_xml(file: Path) -> _Record:
             raise DetkitError(f"{file}: object {number}: <name> is missing or empty")
         where = f"{file}: object {number} ({name})"
         box = tuple(_number(element, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-        difficult = element.find("difficult") is not None and _number(element, "difficult", where) != 0
+        flag = element.findtext("difficult", "").strip()  # absent or empty: no
+        difficult = flag != "" and _number(element, "difficult", where) != 0
         objects.append(_Object(name, box, difficult))
     return _Record(int(height), int(width), objects)
 

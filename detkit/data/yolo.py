@@ -149,7 +149,7 @@ def _label_file(picture: Path) -> Path:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DetkitError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

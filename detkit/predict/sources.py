@@ -80,7 +80,7 @@ def read_frames(sources: Sequence[Source], max_pixels: int, ahead: int) -> Gener
     for is_video, group in groupby(sources, key=lambda source: source.is_video):
         if is_video:
             for source in group:
-                following = partial(next, _video_frames(source), None)
+                following = partial(next, _video_frames(source, max_pixels), None)
                 results = read_ahead(repeat(following), _pixels, workers=1, ahead=ahead)
                 yield from results
         else:
@@ -149,10 +149,15 @@ def _read(source: Source, max_pixels: int) -> Frame | Failure:
         return Failure(source, error)
 
 
-def _video_frames(source: Source) -> Iterator[Frame | Failure]:
+def _video_frames(source: Source, max_pixels: int) -> Iterator[Frame | Failure]:
     capture = cv2.VideoCapture(source.name)
     try:
         count = 0
+        width, height = (int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > max_pixels:
+            too_large = f"{source.name}: is {width} wide and {height} high, more than {max_pixels} pixels"
+            yield Failure(source, DetkitError(f"{too_large}; raise max_pixels (--max-pixels of detect)"))
+            return
         while True:
             arrived, picture = capture.read()
             if not arrived:

@@ -240,6 +240,16 @@ def test_a_video(run: Run, dog: Path) -> None:
     assert [json.loads(line)["frame"] for line in out.splitlines()] == [0, 1, 2]
 
 
+def test_a_video_of_too_many_pixels(run: Run) -> None:
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for _ in range(2):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    err = one_sentence(*run("clip.avi", "--max-pixels", "3071"))
+    assert "64 wide and 48 high, more than 3071 pixels" in err
+    assert run("clip.avi", "--max-pixels", "3072")[0] == 0
+
+
 def test_a_cut_video_keeps_what_was_read(run: Run) -> None:
     writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 5, (384, 288))
     for _ in range(20):

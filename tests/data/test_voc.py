@@ -44,6 +44,14 @@ def test_reads_boxes_as_written_and_difficult(tmp_path):
     assert a.read().shape == (40, 60, 3)
 
 
+def test_a_byte_order_mark_and_an_empty_flag_say_nothing(tmp_path):
+    write(tmp_path, "a", SIZE, thing(extra="<difficult/>"))
+    listing = tmp_path / "list.txt"
+    listing.write_bytes(b"\xef\xbb\xbfa\n")
+    (sample,) = read_voc(tmp_path, listing).samples
+    assert sample.difficult.tolist() == [False]
+
+
 def test_ground_truth_marks_difficult_objects(tmp_path):
     write(tmp_path, "a", SIZE, thing("x", extra="<difficult>1</difficult>"), thing("y", "0 0 10 10"))
     assert read_voc(tmp_path, None).ground_truth() == {

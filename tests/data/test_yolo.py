@@ -50,6 +50,11 @@ def test_data_yaml(tmp_path, names, path):
     assert data.samples[0].labels.tolist() == [1]
 
 
+def test_a_byte_order_mark_says_nothing(tmp_path):
+    write(tmp_path, {"images/val/a": "\ufeff" + ONE})
+    assert load_dataset(tmp_path).samples[0].labels.tolist() == [1]
+
+
 def test_names_may_be_numbers(tmp_path):
     write(tmp_path, {"images/val/a": ONE}, {"names": [0, 1], "val": "images"})
     assert load_dataset(tmp_path).classes == ("0", "1")
