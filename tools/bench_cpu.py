@@ -11,8 +11,9 @@ that whatever else the machine does falls on all of them. A case reports medians
 
 Contestants
   detkit         as `detkit.load` gives it, in fp32 and bf16.
-  opencv         cv2.dnn reads the same weights from an ONNX file (to write it needs onnx, which detkit[dev] brings), and
-                 a NumPy decoding with cv2.dnn.NMSBoxesBatched follows. That its raw maps are detkit's is checked in the same run.
+  opencv         cv2.dnn reads the same weights from an ONNX file (to write one needs onnx, which detkit[dev] brings),
+                 and a NumPy decoding with cv2.dnn.NMSBoxesBatched follows. That its raw maps are detkit's is checked in
+                 the same run.
   ultralytics    its yolov3 and yolov3-tiny, built from its yaml and fused as its predictor does. Their heads differ
                  from the paper's (anchor-free, a distribution per side of a box, decoded inside `forward`), so no
                  weights fit both: they are random on both sides, and the column GFLOP says what each computes (an
