@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .options import Batch, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
 
 if TYPE_CHECKING:
     from detkit.predict.predictor import Result
@@ -21,18 +23,12 @@ def detect_command(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint (.safetensors), a Darknet .cfg, or a config (then with --weights)."),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The weights of a config or .cfg.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Report what scores above this.", show_default="the model's")
     ] = None,
-    iou: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.", show_default="the model's"),
-    ] = None,
+    iou: Iou = None,
     max_detections: Annotated[
         int | None, typer.Option(min=1, help="Report at most so many objects of a picture.", show_default="the model's")
     ] = None,
@@ -42,16 +38,11 @@ def detect_command(
     agnostic: Annotated[
         bool, typer.Option("--agnostic", help="Boxes of different classes suppress each other.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Numbers to compute in.")] = "fp32",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that go through the model at once.")] = 8,
-    resize: Annotated[
-        Literal["stretch", "letterbox"] | None,
-        typer.Option(help="How pictures are brought to the model's size.", show_default="the model's"),
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse pictures with more pixels.", show_default="100000000")
-    ] = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    batch: Batch = 8,
+    resize: Resize = None,
+    max_pixels: MaxPixels = None,
     save: Annotated[
         str | None,
         typer.Option(

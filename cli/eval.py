@@ -5,17 +5,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from .options import Batch, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
+
 
 def eval_command(
     data: Annotated[
         str,
         typer.Option(help="A COCO, VOC or YOLO folder, a COCO .json, a .yaml that describes one, or sample:shapes."),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint (.safetensors), a Darknet .cfg, or a config (then with --weights)."),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The weights of a config or .cfg.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     detections: Annotated[
         Path | None, typer.Option(help="Detections made elsewhere, as a COCO result list (.json), in place of --model.")
     ] = None,
@@ -41,23 +40,15 @@ def eval_command(
     score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Count detections that score above this.", show_default="0.001")
     ] = None,
-    iou: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.", show_default="the model's"),
-    ] = None,
+    iou: Iou = None,
     max_detections: Annotated[
         int | None, typer.Option(min=1, help="Count at most so many detections of a picture.", show_default="100")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that go through the model at once.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Numbers to compute in.")] = "fp32",
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse pictures with more pixels.", show_default="100000000")
-    ] = None,
-    resize: Annotated[
-        Literal["stretch", "letterbox"] | None,
-        typer.Option(help="How pictures are brought to the model's size.", show_default="the model's"),
-    ] = None,
+    batch: Batch = 8,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    max_pixels: MaxPixels = None,
+    resize: Resize = None,
     out: Annotated[
         Path | None,
         typer.Option(
