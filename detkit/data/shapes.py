@@ -41,7 +41,7 @@ class Shapes(Strict):
     """
 
     seed: int = Field(0, ge=0)
-    pictures: int = Field(200, ge=1, le=1_000_000)
+    pictures: int = Field(200, ge=1, le=100_000)
     size: int = Field(320, ge=64, le=4096)
 
     @property

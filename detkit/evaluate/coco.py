@@ -159,7 +159,8 @@ def _match_with_pycocotools(truth: GroundTruth, found: DetectionTable) -> tuple[
 
 def _images_and_categories(truth: GroundTruth) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     images = [{"id": number} for number in range(1, len(truth.image_ids) + 1)]
-    return images, [{"id": number, "name": name} for number, name in enumerate(truth.classes, 1)]
+    # Not their names, which may be empty: hotcoco would write about it to stderr.
+    return images, [{"id": number, "name": str(number)} for number in range(1, len(truth.classes) + 1)]
 
 
 def _annotations(

@@ -234,3 +234,14 @@ def test_ten_times_faster_than_pycocotools_with_the_same_numbers():
     print(f"{pictures} pictures × {per_picture} detections: {seconds}")
     np.testing.assert_allclose(numbers["hotcoco"], numbers["pycocotools"], rtol=0, atol=1e-9)
     assert seconds["pycocotools"] > 10 * seconds["hotcoco"], seconds
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_class_without_a_name_is_like_any_other(program: Program, capfd: pytest.CaptureFixture[str]):
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": ""}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+    }
+    assert CocoEvaluator(GroundTruth.from_coco(truth), program=program).compute().AP == 0
+    assert capfd.readouterr() == ("", "")
