@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from detkit.errors import DetkitError
@@ -13,21 +14,37 @@ from detkit.errors import DetkitError
 def aside(path: Path) -> Iterator[Path]:
     """Give a new hidden file beside `path` to write to; it becomes `path` when the block ends well, else it goes.
 
-    A block that removes the file leaves `path` as it is. Folders on the way are made. Raises DetkitError when the file
-    cannot be made or renamed; what the block raises passes unchanged.
+    A block that removes the file leaves `path` as it is. Folders on the way are made, as by `new_folder`. Raises
+    DetkitError when the file cannot be made or renamed; what the block raises passes unchanged.
     """
     part = path.with_name(f".{path.stem[:20]}.{secrets.token_hex(4)}{path.suffix[:16]}")  # fits whatever path.name is
+    with new_folder(path.parent):
+        try:
+            with explained(path):
+                part.touch(exist_ok=False)
+            yield part
+            with explained(path):
+                if part.exists():
+                    part.replace(path)
+        except BaseException:
+            with suppress(OSError):  # the first error says more
+                part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents, as far as they are missing; if the block fails, those left empty go again."""
+    with explained(folder):
+        missing = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     try:
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.touch(exist_ok=False)
-        yield part
-        with explained(path):
-            if part.exists():
-                part.replace(path)
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        with suppress(OSError):  # the first error says more
-            part.unlink(missing_ok=True)
+        for path in missing:
+            with suppress(OSError):  # not empty, or not made
+                path.rmdir()
         raise
 
 

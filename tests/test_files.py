@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.files import aside, explained, write_atomically
+from detkit.files import aside, explained, new_folder, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -114,3 +114,30 @@ def test_an_error_of_the_operating_system_is_one_sentence() -> None:
     with pytest.raises(DetkitError) as caught, explained(Path("out/dog.jpg")):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(caught.value) == f"{Path('out/dog.jpg')}: cannot be written: No space left on device"
+
+
+def test_new_folders_go_when_the_block_fails_and_leaves_them_empty(tmp_path: Path) -> None:
+    def fail(folder: Path, file: Path | None = None) -> None:
+        with new_folder(folder):
+            assert folder.is_dir()
+            if file:
+                file.touch()
+            raise KeyboardInterrupt
+
+    (tmp_path / "old").mkdir()
+    for folder in (tmp_path / "old", tmp_path / "old/new/newer"):
+        with pytest.raises(KeyboardInterrupt):
+            fail(folder)
+        assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+    with pytest.raises(KeyboardInterrupt):
+        fail(tmp_path / "a/b/c", tmp_path / "a/kept")
+    assert names(tmp_path / "a") == ["kept"]
+
+
+def test_a_file_that_fails_takes_its_new_folders_along(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError):
+        half_write(tmp_path / "crops" / "dog" / "dog.jpg", BrokenPipeError())
+    assert names(tmp_path) == []
+    with pytest.raises(DetkitError, match="too long"):
+        write_atomically(tmp_path / "new" / ("n" * 300) / "dog.jpg", b"")
+    assert names(tmp_path) == []

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detkit.errors import DetkitError
-from detkit.files import explained
+from detkit.files import explained, new_folder
+
+
+@contextmanager
+def run_folder(kind: str, out: Path | None) -> Iterator[Path]:
+    """Make and give the folder `out`, or the next `runs/kind/<n>`; if the block fails, new folders left empty go."""
+    if out is not None:
+        with new_folder(out):
+            yield out
+        return
+    with new_folder(Path("runs") / kind):
+        folder = next_run(kind)
+        try:
+            yield folder
+        except BaseException:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+            raise
 
 
 def next_run(kind: str, root: str | Path = "runs") -> Path:

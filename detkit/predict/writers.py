@@ -5,7 +5,8 @@
     <folder>/crops/<label>/dog-1.jpg    one picture per object, numbered best first
 
 Sources of the same name give `dog`, `dog-2`, …; a video's crops are `clip-000017-1` for its frame 17. A name that
-would become too long for a disk is cut. Every file is whole or not there.
+would become too long for a disk is cut. Every file is whole or not there; after Ctrl-C `detections.jsonl` holds the
+lines written so far.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from detkit.draw import draw, pixel_corners
 from detkit.errors import DetkitError, nearest
 from detkit.files import aside, explained
 from detkit.predict.convert import to_json
-from detkit.predict.runs import next_run, require_free
+from detkit.predict.runs import require_free, run_folder
 from detkit.predict.sources import Frame, Source
 from detkit.structures import Detections
 
@@ -53,7 +54,8 @@ class Writer:
     """Writes results as they come, inside a `with` block.
 
     save: which of `KINDS`. out: a new or empty folder; None takes the next free `runs/detect/<n>`. The folder is made
-    when the first result arrives; `folder` is None before. Raises DetkitError when something cannot be written.
+    when the first result arrives; `folder` is None before. It goes again if the block fails and nothing is in it.
+    Raises DetkitError when something cannot be written.
     """
 
     def __init__(self, save: Collection[str], out: Path | None, classes: Sequence[str]) -> None:
@@ -68,7 +70,7 @@ class Writer:
         self._stem = ""
         self._taken: set[str] = set()
         self._open = ExitStack()
-        self._video = self._open.enter_context(ExitStack())  # of the current source
+        self._video = ExitStack()  # of the current source
         self._append: Callable[[NDArray[np.uint8]], None] | None = None
         self._lines: TextIO | None = None
 
@@ -99,16 +101,14 @@ class Writer:
             self._write_crops(folder / "crops", frame, detections)
         if "json" in self._save:
             if self._lines is None:
-                self._lines = self._open.enter_context(_text_file(folder / "detections.jsonl"))
+                self._lines = self._open.enter_context(_lines_file(folder / "detections.jsonl"))
             with explained(folder / "detections.jsonl"):
                 self._lines.write(json_line(frame, detections, self._classes) + "\n")
 
     def _make_folder(self) -> Path:
         if self.folder is None:
-            folder = self._out or next_run("detect")
-            with explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            self.folder = folder
+            self.folder = self._open.enter_context(run_folder("detect", self._out))
+            self._open.enter_context(self._video)
         return self.folder
 
     def _begin(self, source: Source) -> None:
@@ -150,15 +150,21 @@ def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 @contextmanager
-def _text_file(path: Path) -> Iterator[TextIO]:
+def _lines_file(path: Path) -> Iterator[TextIO]:
+    """Give a file to write whole lines to; unlike other files it is kept when Ctrl-C ends the block."""
+    interrupt: KeyboardInterrupt | None = None
     with aside(path) as part:
         with explained(path):
             file = part.open("w", encoding="utf-8")
         try:
             yield file
+        except KeyboardInterrupt as error:
+            interrupt = error
         finally:
             with explained(path):
                 file.close()
+    if interrupt is not None:
+        raise interrupt
 
 
 @contextmanager

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -291,3 +292,32 @@ def test_in_a_pipe(cfg: Path, dog: Path, tmp_path: Path) -> None:
     )
     assert cut.stderr == ""
     assert json.loads(cut.stdout)["width"] == 768
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal(cfg: Path, dog: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    """The lines of what is done are kept; no hidden file and no empty folder is."""
+    start = [sys.executable, "-m", "detkit.cli", "detect", "--model", str(cfg), "--device", "cpu", "--batch", "1"]
+    running = subprocess.Popen(
+        [*start, "--save", "image,json,crops", "--out", "out", *[str(dog)] * 300],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert running.stdout is not None
+    seen = [running.stdout.readline() for _ in range(3)]
+    running.send_signal(stop)
+    _, err = running.communicate(timeout=60)
+    assert all(line.startswith(str(dog)) for line in seen)
+    assert running.returncode not in (0, 2)
+    assert "Traceback" not in err
+    lines = [json.loads(line) for line in (tmp_path / "out/detections.jsonl").read_text().splitlines()]
+    assert 3 <= len(lines) < 300
+    assert {line["source"] for line in lines} == {str(dog)}
+    left = list(tmp_path.rglob("*"))
+    assert not [path for path in left if path.name.startswith(".")]
+    assert not [path for path in left if path.is_dir() and not any(path.iterdir())]

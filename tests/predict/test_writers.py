@@ -159,17 +159,40 @@ def test_a_video_that_mp4_cannot_hold_becomes_motion_jpeg(tmp_path: Path) -> Non
     assert module._frames_in(tmp_path / "thin.avi") == 2
 
 
-def test_when_it_is_stopped_nothing_half_written_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(KeyboardInterrupt(), ["detections.jsonl", "done.jpg"]), (BrokenPipeError(), ["done.jpg"])],
+)
+def test_when_it_is_stopped_nothing_half_written_stays(tmp_path: Path, error: BaseException, kept: list[str]) -> None:
     def stop() -> None:
         with Writer(("image", "json"), tmp_path, CLASSES) as writer:
             writer.write(frame("done.jpg"), detections())
             writer.write(frame(index=0, source=Source("clip.mp4", 10.0, 2)), detections())
             assert any(name.startswith(".clip") for name in files(tmp_path))
+            raise error
+
+    with pytest.raises(type(error)):
+        stop()
+    assert files(tmp_path) == kept
+    if "detections.jsonl" in kept:
+        lines = (tmp_path / "detections.jsonl").read_text().splitlines()
+        assert [json.loads(line)["source"] for line in lines] == ["done.jpg", "clip.mp4"]
+
+
+@pytest.mark.parametrize("out", [Path("own/deep/out"), Path("own"), None])
+def test_when_it_is_stopped_no_empty_folder_stays_but_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: Path | None
+) -> None:
+    def stop() -> None:
+        with Writer(("image",), out, CLASSES) as writer:
+            writer.write(frame(index=0, source=Source("clip.mp4", 10.0, 2)), detections())
             raise KeyboardInterrupt
 
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
     with pytest.raises(KeyboardInterrupt):
         stop()
-    assert files(tmp_path) == ["done.jpg"]
+    assert list(Path().rglob("*")) == [Path("own")]
 
 
 @pytest.fixture
@@ -196,7 +219,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
 
     with pytest.raises(DetkitError, match="cannot be written: File too large"):
         write()
-    assert files(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_under_a_video(tmp_path: Path, full_disk: Callable[[], None]) -> None:
