@@ -143,10 +143,14 @@ def _read(source: Source, max_pixels: int) -> Frame | Failure:
                 raise DetkitError("-: standard input is closed; give a file's name or pipe a picture in")
             picture = read_picture(sys.stdin.buffer, max_pixels=max_pixels, name="standard input")
         else:
-            picture = read_picture(Path(source.name), max_pixels=max_pixels)
+            path = Path(source.name)
+            content = path.read_bytes() if path.is_fifo() else path  # of a pipe, as decoders seek
+            picture = read_picture(content, max_pixels=max_pixels, name=source.name)
         return Frame(source, picture)
     except DetkitError as error:
         return Failure(source, error)
+    except OSError as error:
+        return Failure(source, DetkitError(f"{source.name}: cannot be read: {error.strerror or error}"))
 
 
 def _video_frames(source: Source, max_pixels: int) -> Iterator[Frame | Failure]:

@@ -1,4 +1,6 @@
 import io
+import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -87,7 +89,7 @@ def test_reading_stays_a_few_pictures_ahead(monkeypatch: pytest.MonkeyPatch) -> 
     done = 0
     lock = threading.Lock()
 
-    def count(path: Path, max_pixels: int) -> np.ndarray:
+    def count(path: Path, max_pixels: int, name: str) -> np.ndarray:
         nonlocal done
         with lock:
             done += 1
@@ -107,7 +109,7 @@ def test_of_large_pictures_fewer_are_read_ahead(monkeypatch: pytest.MonkeyPatch)
     lock = threading.Lock()
     huge = np.broadcast_to(np.zeros(3, np.uint8), (8_000, 8_000, 3))  # 64 megapixels that take no memory
 
-    def count(path: Path, max_pixels: int) -> np.ndarray:
+    def count(path: Path, max_pixels: int, name: str) -> np.ndarray:
         nonlocal done
         with lock:
             done += 1
@@ -139,6 +141,33 @@ def test_standard_input(paint: Callable[..., Path], monkeypatch: pytest.MonkeyPa
     (failure,) = read("-")
     assert isinstance(failure, Failure)
     assert "standard input" in str(failure.error)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("content", ["picture", "text", ""])
+def test_a_pipe_that_has_a_name(paint: Callable[..., Path], tmp_path: Path, content: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    data = paint("red.jpg").read_bytes() if content == "picture" else content.encode()
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    (item,) = read(pipe)
+    writer.join()
+    if content == "picture":
+        assert isinstance(item, Frame)
+        assert item.picture.shape == (40, 60, 3)
+    else:
+        assert isinstance(item, Failure)
+        assert re.search(r"pipe: (is not a picture|the file is empty)", str(item.error))
+
+
+def test_a_pipe_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pipe").touch()
+    monkeypatch.setattr(Path, "is_fifo", lambda path: True)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: os.close(-1))
+    (failure,) = read(tmp_path / "pipe")
+    assert isinstance(failure, Failure)
+    assert str(failure.error) == f"{tmp_path / 'pipe'}: cannot be read: Bad file descriptor"
 
 
 def test_samples() -> None:
