@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -44,6 +46,13 @@ if sys.platform != "win32":  # a process forked while a thread reads a header wo
     os.register_at_fork(
         before=_pillow_limit.acquire, after_in_parent=_pillow_limit.release, after_in_child=_pillow_limit.release
     )
+
+
+# Pillow and its libtiff complain of odd tags and cut files without saying which file. Tags do not change the pixels, and
+# what does comes as an exception too. Set once: warnings.catch_warnings would not be safe while threads read.
+warnings.filterwarnings("ignore", module=r"PIL\.\w+ImagePlugin")
+with suppress(AttributeError, OSError):  # a Pillow that was linked in another way
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def read_picture(

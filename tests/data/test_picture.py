@@ -163,6 +163,28 @@ def test_truncated_is_an_error(kind, options):
             np.testing.assert_array_equal(read_picture(content[:kept]), whole)
 
 
+def test_damaged_tags_and_strips_make_no_noise(rgb, tmp_path):
+    jpeg = bytearray(with_orientation(rgb, 6))
+    tags = jpeg.index(b"Exif\0\0") + 6
+    count = tags + 9 if jpeg[tags : tags + 2] == b"MM" else tags + 8
+    jpeg[count] = 90  # tags, of which there is one
+    (tmp_path / "tags.jpg").write_bytes(jpeg)
+    tiff = encode(rgb, "TIFF", compression="tiff_lzw")
+    (tmp_path / "strips.tif").write_bytes(tiff[:8] + bytes(len(tiff[8:]) // 2) + tiff[8 + len(tiff[8:]) // 2 :])
+    (tmp_path / "half.tif").write_bytes(tiff[:-30])
+    code = (
+        "import sys; from pathlib import Path; from detkit.data.picture import read_picture\n"
+        "from detkit.errors import DetkitError\n"
+        "for file in sys.argv[1:]:\n"
+        "    try: print(read_picture(Path(file)).shape)\n"
+        "    except DetkitError as error: print(error)\n"
+    )
+    files = [tmp_path / name for name in ("tags.jpg", "strips.tif", "half.tif")]
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 3, done.stdout
+
+
 def test_multi_picture_jpeg_of_phones(rgb):
     second = Image.fromarray(rgb[::-1])
     picture = read_picture(encode(rgb, "MPO", save_all=True, append_images=[second], quality=95))
