@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 from PIL.Image import Transpose
 
 from detkit.errors import DetkitError, nearest
@@ -48,11 +48,11 @@ if sys.platform != "win32":  # a process forked while a thread reads a header wo
     )
 
 
-# Pillow and its libtiff complain of odd tags and cut files without saying which file. Tags do not change the pixels, and
-# what does comes as an exception too. Set once: warnings.catch_warnings would not be safe while threads read.
+# Pillow and its libtiff complain of odd tags and cut files without saying which file. Tags do not change the pixels,
+# and what does comes as an exception too. Set once: warnings.catch_warnings would not be safe while threads read.
 warnings.filterwarnings("ignore", module=r"PIL\.\w+ImagePlugin")
 with suppress(AttributeError, OSError):  # a Pillow that was linked in another way
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def read_picture(

@@ -15,6 +15,7 @@ from detkit.data.ahead import read_ahead
 from detkit.data.dataset import Dataset
 from detkit.data.names import match_classes
 from detkit.data.picture import MAX_PIXELS
+from detkit.data.sample import count
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator, CocoResult, Program
 from detkit.evaluate.confusion import confusion_matrix
@@ -75,7 +76,7 @@ def evaluate_model(
     program: who matches for COCO's metric. match_iou: the overlap that VOC's metric asks for. selection: by default the
     model's, with the score .001 and 100 detections a picture. max_pixels: of the largest picture to read. say: called
     with each line about classes that differ. advance: called with the number of pictures done. Raises DetkitError when
-    a picture cannot be read or the model shares no class with the data.
+    pictures are missing, before any is read, when one cannot be read, or when the model shares no class with the data.
     """
     matched = match_classes(model.classes, data.classes)
     for line in matched.lines:
@@ -84,6 +85,12 @@ def evaluate_model(
         raise DetkitError(
             f"{data.source}: none of its classes ({_list(data.classes)}) is known to the model {model.name} "
             f"({_list(model.classes)}); pass a model of these classes, or name them alike"
+        )
+    missing = [sample.path for sample in data.samples if sample.draw is None and not sample.path.is_file()]
+    if missing:  # known before the work of hours
+        raise DetkitError(
+            f"{data.source}: {len(missing)} of {count(len(data), 'picture')} not found, the first is {missing[0]}; "
+            "restore them, or leave them out of the annotations"
         )
     data_label = {label: index for index, label in enumerate(matched.to_model) if label is not None}
     to_data = [data_label.get(label) for label in range(len(model.classes))]
@@ -130,16 +137,14 @@ def results_folder(out: Path | None) -> Iterator[Path]:
     else:
         folder = out
         require_free(folder)
+    try:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    try:
         yield folder
     except BaseException:
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # a folder that holds anything else stays
-            for path in made:
-                path.rmdir()
+        for remove in [*((folder / name).unlink for name in _FILES), *(path.rmdir for path in made)]:
+            with suppress(OSError):  # what was not made; a folder that holds anything else stays
+                remove()
         raise
 
 

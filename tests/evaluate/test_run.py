@@ -139,6 +139,18 @@ def test_no_common_class(data: Dataset):
         evaluate_model(Blind(data, ("dog", "cat")), data)
 
 
+def test_missing_pictures_are_known_before_the_work(coco: Path):
+    class Idle(Oracle):
+        def predict(self, pictures, selection):
+            raise AssertionError("nothing is to be detected")
+
+    data = load_dataset(coco)
+    oracle = Idle(data, data.classes)
+    (coco.parent / "ten.png").unlink()
+    with pytest.raises(DetkitError, match=r"data\.json: 1 of 2 pictures not found, the first is .*ten\.png; restore"):
+        evaluate_model(oracle, data, batch_size=1)
+
+
 def test_a_picture_that_cannot_be_read_is_named(data: Dataset, tmp_path: Path):
     truncated = tmp_path / "half.png"
     picture = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8))[1].tobytes()
@@ -225,10 +237,25 @@ def test_a_failure_leaves_the_folders_that_were_there(
 ):
     monkeypatch.chdir(tmp_path)
     Path(before).mkdir(parents=True)
-    with pytest.raises(DetkitError), results_folder(Path(out) if out else None):
-        raise DetkitError("the work failed")
-    assert Path(before).is_dir()
-    assert list(Path(before).iterdir()) == []
+    for error in (DetkitError, KeyboardInterrupt):
+        with pytest.raises(error), results_folder(Path(out) if out else None):
+            raise error("the work failed")
+        assert Path(before).is_dir()
+        assert list(Path(before).iterdir()) == []
+
+
+def test_folders_on_the_way_to_one_that_cannot_be_made_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make = Path.mkdir
+
+    def full(path: Path, **options: Any) -> None:
+        make(path.parent, **options)
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(DetkitError, match="No space left"), results_folder(tmp_path / "mine" / "new" / "last"):
+        raise AssertionError("the work must not begin")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
 
 
 def test_results_go_to_an_empty_folder_or_nowhere(tmp_path: Path):
