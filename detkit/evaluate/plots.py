@@ -14,12 +14,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.typing import ColorType
 
 from detkit.evaluate.records import Floats, Ints
 
 _INK, _MUTED, _GRID = "#222222", "#6b6b6b", "#e4e4e4"
 _FEW, _LISTED = 10, 24
+_DASH = 8.0  # points
 
 
 def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title: str) -> Figure:
@@ -34,28 +37,38 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
     if not curves:
         axes.text(0.5, 0.5, "no objects to find", ha="center", color=_MUTED)
         return figure
-    recall = np.linspace(0, 1, 101)
     few, half = len(curves) <= _FEW, _LISTED // 2
-    lines, labels = [], []
-    for rank, name in enumerate(sorted(curves, key=lambda name: -scores[name])):
-        precision = _until_zero(curves[name])
-        color = colormaps["tab10"](rank) if few else colormaps["viridis_r"](scores[name])
-        (line,) = axes.step(recall, precision, color=color, linewidth=2 if few else 1.1, alpha=1 if few else 0.75)
-        lines.append(line)
-        labels.append(f"{scores[name]:.3f}  {_short(name)}")
-        if len(curves) == 1:
-            axes.fill_between(recall, precision, step="pre", color=color, alpha=0.12, linewidth=0)
-    if len(lines) > _LISTED:
-        gap = f"… {len(lines) - _LISTED} more …"
-        lines = [*lines[:half], *axes.plot([], [], alpha=0), *lines[-half:]]
-        labels = [*labels[:half], gap, *labels[-half:]]
+    ranked = sorted(curves, key=lambda name: -scores[name])
+    drawn = [(f"{scores[name]:.3f}  {_short(name)}", curves[name]) for name in ranked]
+    styles: list[tuple[ColorType, float]]
+    if few:
+        styles = [(colormaps["tab10"](rank), 2.0) for rank in range(len(ranked))]
+    else:  # without viridis' yellow, which hardly shows on white
+        styles = [(colormaps["viridis"](0.75 * (1 - scores[name])), 1.1) for name in ranked]
     if len(curves) > 1:
         mean = np.mean([scores[name] for name in curves])
-        middle = _until_zero(np.mean(list(curves.values()), axis=0))
-        lines = [*axes.step(recall, middle, color=_INK, linewidth=3), *lines]
-        labels = [f"{mean:.3f}  mean of {len(curves)} classes", *labels]
+        drawn.insert(0, (f"{mean:.3f}  mean of {len(curves)} classes", np.mean(list(curves.values()), axis=0)))
+        styles.insert(0, (_INK, 3.0))
+    shapes = [tuple(np.round(precision, 2)) for _, precision in drawn]
+    handles, labels = [], [label for label, _ in drawn]
+    for index, ((_, precision), (color, width)) in enumerate(zip(drawn, styles, strict=True)):
+        handles.append(Line2D([], [], color=color, linewidth=width))
+        others, before = shapes.count(shapes[index]) - 1, shapes[:index].count(shapes[index])
+        dash = _DASH / width  # matplotlib counts in line widths
+        style: str | tuple[float, tuple[float, float]] = "-"
+        if others and few:  # curves that coincide take turns, so that each of them is seen
+            style = (-before * dash, (dash, others * dash))
+        elif others and color == _INK:
+            style = (0, (dash, dash))
+        recall, precision = _until_zero(precision)
+        axes.step(recall, precision, color=color, linewidth=width, linestyle=style, zorder=3 if color == _INK else 2)
+        if len(curves) == 1:
+            axes.fill_between(recall, precision, step="pre", color=color, alpha=0.12, linewidth=0)
+    if len(curves) > _LISTED:
+        labels[half + 1 : -half] = [f"… {len(curves) - _LISTED} more …"]
+        handles[half + 1 : -half] = [Line2D([], [], alpha=0)]
     axes.legend(
-        lines, labels, title="AP and class", loc="upper left", bbox_to_anchor=(1.02, 1.01), borderaxespad=0,
+        handles, labels, title="AP and class", loc="upper left", bbox_to_anchor=(1.02, 1.01), borderaxespad=0,
         frameon=False, fontsize=9 if len(labels) <= 12 else 7.8, title_fontsize=9, alignment="left", labelcolor=_INK,
     )  # fmt: skip
     return figure
@@ -64,17 +77,23 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
 def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
     """Draw a confusion matrix [C + 1, C + 1] of counts; a cell's colour is its share of the true class' objects.
 
-    The background's row, detections of nothing, is coloured by the share of all such detections.
+    The background's row, detections of nothing, is coloured by the share of all such detections. Classes with neither
+    objects nor detections are left out, and counted in the title.
     """
-    names = [*(_short(name) for name in classes), "background"]
+    kept = np.append(matrix[:-1].any(1) | matrix[:, :-1].any(0), True)
+    names = [*(_short(name) for name, keep in zip(classes, kept[:-1], strict=True) if keep), "background"]
+    if not kept.all():
+        title += f"\n{(~kept).sum()} of {len(classes)} classes left out: no objects, no detections"
+    matrix = matrix[np.ix_(kept, kept)]
     totals = matrix.sum(1)
     shares = matrix / np.maximum(totals, 1)[:, None]
     count = len(names)
-    cell = max(0.2, 0.62 - 0.012 * count)  # inches
+    cell = max(0.18, 0.62 - 0.012 * count)  # inches
     side = max(3.4, cell * count)
     figure, axes = _canvas(side, side, title)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.6, 0, 1))  # brings out the rare
-    font = float(np.clip(cell * 20, 5.5, 10))
+    font = min(10.0, cell * 50)  # names nearly fill their rows: many are to be read without zooming
+    small = float(np.clip(cell * 20, 4.5, 9))
     axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=font)
     axes.set_yticks(range(count), [f"{name}  ({n:,})" for name, n in zip(names, totals, strict=True)], fontsize=font)
     axes.set(xlabel="Detected as", ylabel="True class (number of objects)")
@@ -86,7 +105,7 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
         line(count - 1.5, color=_MUTED, linewidth=1)
     for row, column in zip(*np.nonzero(matrix), strict=True):
         axes.text(
-            column, row, _compact(matrix[row, column]), ha="center", va="center", fontsize=font * 0.9,
+            column, row, _compact(matrix[row, column]), ha="center", va="center", fontsize=small,
             color="white" if shares[row, column] > 0.45 else _INK,
         )  # fmt: skip
     height = min(side, 4) / side
@@ -121,9 +140,13 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _until_zero(precision: Floats) -> Floats:
-    """End a curve where it first reaches zero instead of drawing it along the axis."""
-    return np.where(np.append(0, (precision == 0).cumsum()[:-1]) > 0, np.nan, precision)
+def _until_zero(precision: Floats) -> tuple[Floats, Floats]:
+    """Return the recalls and precisions of a curve that ends where it falls to zero."""
+    recall = np.linspace(0, 1, len(precision))
+    end = int((np.append(precision, 0) == 0).argmax())
+    if end in (0, len(precision)):
+        return recall[:end], precision[:end]
+    return np.append(recall[:end], recall[end - 1]), np.append(precision[:end], 0)
 
 
 def _compact(count: int) -> str:

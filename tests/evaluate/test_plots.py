@@ -3,6 +3,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from detkit.data.names import CLASS_LISTS
@@ -43,6 +44,35 @@ def test_curves_name_the_classes_by_rank(count: int, entries: int):
     assert len(np.unique(pixels(figure), axis=0)) > 10
 
 
+@pytest.mark.parametrize("count", [2, 6, 10, 12])
+def test_coinciding_curves_are_all_seen(count: int):
+    figure = plot_curves(dict.fromkeys(names(count), np.ones(101)), dict.fromkeys(names(count), 1.0), "title")
+    axes = figure.axes[0]
+    axes.get_legend().remove()
+    axes.set_title("", loc="left")
+    axes.tick_params(labelcolor="white")
+    axes.set(xlabel="", ylabel="")
+    seen = {tuple(color) for color in pixels(figure).tolist()}
+    for line in axes.lines:
+        assert tuple(round(255 * value) for value in to_rgb(line.get_color())[::-1]) in seen
+
+
+def test_curves_end_where_they_fall_to_zero():
+    precision = np.r_[np.ones(51), np.zeros(50)]
+    for table in ({"a": precision}, {"a": precision, "b": np.ones(101), "none": np.zeros(101)}):
+        axes = plot_curves(table, {name: float(values.mean()) for name, values in table.items()}, "title").axes[0]
+        for line in axes.lines:
+            recall, height = line.get_data()
+            assert all(recall[height == 0] == recall[height > 0].max(initial=0)), "a dash on the axis"
+            assert np.isfinite(height).all()
+
+
+def test_no_curve_is_too_bright_to_be_seen():
+    table = curves(80)
+    for line in plot_curves(table, dict.fromkeys(table, 0.0), "title").axes[0].lines:
+        assert np.dot(to_rgb(line.get_color()), (0.299, 0.587, 0.114)) < 0.7
+
+
 def test_curves_without_classes():
     (axes,) = plot_curves({}, {}, "title").axes
     assert [text.get_text() for text in axes.texts] == ["no objects to find"]
@@ -73,6 +103,17 @@ def test_confusion_of_many_classes_fits():
     axes = figure.axes[0]
     boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(boxes)), "names overlap"
+    assert min(box.height for box in boxes) > figure.bbox.height / 81 / 2, "names are too small to be read"
+
+
+def test_confusion_leaves_out_classes_that_do_not_occur():
+    matrix = np.zeros((5, 5), np.int64)
+    matrix[1, 4], matrix[4, 2] = 3, 2  # one class is never found, of one there are no objects
+    axes = plot_confusion(matrix, ["a", "b", "c", "d"], "title").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["b", "c", "background"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b  (3)", "c  (0)", "background  (2)"]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(2, 0): "3", (1, 2): "2"}
+    assert axes.get_title("left") == "title\n2 of 4 classes left out: no objects, no detections"
 
 
 @pytest.mark.filterwarnings("error")
