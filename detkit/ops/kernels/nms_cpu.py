@@ -4,25 +4,16 @@ Kept boxes of one label lie in flat arrays, so that a candidate is compared with
 and leaves at the first block that suppresses it.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from detkit.ops.kernels.compiled import compiled
 
 _BLOCK = 64
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        compiled: Callable[..., Any] = njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep the machine code: compile in every process
-        compiled = njit(**options)(function)
-    return compiled
-
-
-@_compiled
+@compiled
 def _suppressed(kept: Any, first: int, count: int, x1: Any, y1: Any, x2: Any, y2: Any, area: Any, iou: Any) -> bool:
     """Whether one of kept[:, first : first + count] overlaps the box too much."""
     zero = np.float32(0)
@@ -44,7 +35,7 @@ def _suppressed(kept: Any, first: int, count: int, x1: Any, y1: Any, x2: Any, y2
     return False
 
 
-@_compiled
+@compiled
 def _nms_of_picture(boxes: Any, labels: Any, iou: Any, limit: int, index: Any) -> int:
     """Write the rows that survive to `index`, at most `limit`, and return how many; rows come by falling score."""
     n = len(labels)
@@ -86,7 +77,7 @@ def _nms_of_picture(boxes: Any, labels: Any, iou: Any, limit: int, index: Any) -
     return taken
 
 
-@_compiled
+@compiled
 def greedy_nms(boxes: Any, labels: Any, counts: Any, iou: float, limit: int) -> Any:
     """Greedy NMS of a batch whose rows come by falling score.
 
