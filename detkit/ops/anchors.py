@@ -13,11 +13,11 @@ def cell_corners(height: int, width: int, device: torch.device | None = None) ->
     return torch.stack([x, y], -1).view(-1, 2).float()
 
 
-def anchor_boxes(shapes: Tensor, height: int, width: int, stride: int, centre: float = 0.5) -> Tensor:
+def anchor_boxes(shapes: Tensor, height: int, width: int, stride: int | Tensor, centre: float = 0.5) -> Tensor:
     """Boxes of shapes [A, 2] (w, h in pixels) at every cell of a grid, [height·width·A, 4] xyxy pixels.
 
-    centre: where in its cell a box is centred, 0.5 in the middle (YOLO), 0 at the top left corner (Faster R-CNN as
-    torchvision and Detectron2 place them).
+    stride: pixels per cell, or [2] of them in x and y. centre: where in its cell a box is centred, 0.5 in the middle
+    (YOLO), 0 at the top left corner (Faster R-CNN as torchvision and Detectron2 place them).
     """
     middle = (cell_corners(height, width, shapes.device) + centre) * stride
     half = shapes / 2

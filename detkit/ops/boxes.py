@@ -3,12 +3,16 @@
 Boxes are xyxy pixels [..., 4]; another format appears only in a function whose name says so.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 Overlap = Literal["iou", "giou", "diou", "ciou"]
+DeltaWeights = tuple[float, float, float, float]
+
+_LARGEST_LOG = math.log(1000 / 16)  # a decoded side is at most so many times its anchor's, so that exp stays finite
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
@@ -80,3 +84,23 @@ def overlap(a: Tensor, b: Tensor, kind: Overlap = "iou", eps: float = 1e-9) -> T
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of all pairs, [..., M, 4] and [..., N, 4] → [..., M, N]."""
     return overlap(a[..., :, None, :], b[..., None, :, :])
+
+
+def encode_deltas(boxes: Tensor, anchors: Tensor, weights: DeltaWeights = (1, 1, 1, 1)) -> Tensor:
+    """How far boxes [..., 4] are from anchors [..., 4], scale-free: [..., 4] as tx, ty, tw, th.
+
+    t_xy = (centre − anchor's centre) / anchor's size, t_wh = log(size / anchor's size), times the weights. R-CNN (arXiv
+    1311.2524), appendix C, eq. 6 to 9; the weights bring the targets to unit variance (Fast R-CNN, section 2.3).
+    """
+    truth, anchor = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
+    offset = (truth[..., :2] - anchor[..., :2]) / anchor[..., 2:]
+    scale = (truth[..., 2:] / anchor[..., 2:]).log()
+    return torch.cat([offset, scale], -1) * offset.new_tensor(weights)
+
+
+def decode_deltas(deltas: Tensor, anchors: Tensor, weights: DeltaWeights = (1, 1, 1, 1)) -> Tensor:
+    """Boxes [..., 4] that lie at deltas [..., 4] from anchors [..., 4], which broadcast (R-CNN, eq. 1 to 4)."""
+    t, anchor = deltas / deltas.new_tensor(weights), xyxy_to_cxcywh(anchors)
+    centre = t[..., :2] * anchor[..., 2:] + anchor[..., :2]
+    half = t[..., 2:].clamp(max=_LARGEST_LOG).exp() * anchor[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)

@@ -84,3 +84,18 @@ def test_clip_to_one_size_and_to_a_size_each() -> None:
     boxes = torch.tensor([[-5.0, -5, 20, 30], [1, 2, 3, 4]])
     assert box_ops.clip(boxes, 10, 15).tolist() == [[0, 0, 15, 10], [1, 2, 3, 4]]
     assert box_ops.clip(boxes, torch.tensor([10, 3]), torch.tensor([15, 2])).tolist() == [[0, 0, 15, 10], [1, 2, 2, 3]]
+
+
+def test_deltas_by_hand() -> None:
+    anchor, box = torch.tensor([[10.0, 20, 30, 60]]), torch.tensor([[15.0, 20, 55, 40]])
+    deltas = box_ops.encode_deltas(box, anchor, (10, 10, 5, 5))
+    expected = torch.tensor([[10 * 15 / 20, 10 * -10 / 40, 5 * torch.tensor(2.0).log(), 5 * torch.tensor(0.5).log()]])
+    torch.testing.assert_close(deltas, expected)
+    torch.testing.assert_close(box_ops.decode_deltas(deltas, anchor, (10, 10, 5, 5)), box)
+
+
+def test_deltas_round_trip_and_stay_finite() -> None:
+    anchors, boxes = random_boxes(50, 1), random_boxes(50, 2)
+    torch.testing.assert_close(box_ops.decode_deltas(box_ops.encode_deltas(boxes, anchors), anchors), boxes)
+    huge = box_ops.decode_deltas(torch.tensor([[0.0, 0, 1000, 1000]]), torch.tensor([[0.0, 0, 16, 32]]))
+    torch.testing.assert_close(huge, torch.tensor([[8.0 - 500, 16 - 1000, 8 + 500, 16 + 1000]]))
