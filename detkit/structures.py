@@ -18,18 +18,27 @@ def _move(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
+_NONE = torch.zeros(0, dtype=torch.bool)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What is true of one picture.
 
     boxes [M, 4] xyxy pixels, labels [M] int64; crowd [M] and difficult [M] bool mark objects that are neither to be
-    learned nor counted as missed (COCO's `iscrowd`, VOC's `difficult`).
+    learned nor counted as missed (COCO's `iscrowd`, VOC's `difficult`). somewhere [M] bool, by default of none: a crowd
+    of which only that is known, as of a picture with a label but no box, whose box is then the whole picture.
     """
 
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
     difficult: Tensor
+    somewhere: Tensor = _NONE
+
+    def __post_init__(self) -> None:
+        if self.somewhere is _NONE:
+            object.__setattr__(self, "somewhere", torch.zeros_like(self.crowd))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -216,16 +216,19 @@ class _Rows(NamedTuple):
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     difficult: NDArray[np.bool_]
+    somewhere: NDArray[np.bool_]
     proposal: NDArray[np.bool_]
 
     @staticmethod
     def of(sample: Sample, proposals: NDArray[np.float32] | None) -> _Rows:
-        objects = _Rows(sample.boxes, sample.labels, sample.crowd, sample.difficult, np.zeros(len(sample.labels), bool))
+        somewhere = np.full(len(sample.labels), sample.somewhere)
+        columns = sample.boxes, sample.labels, sample.crowd, sample.difficult, somewhere
+        objects = _Rows(*columns, np.zeros(len(sample.labels), bool))
         if proposals is None:
             return objects
         count = len(proposals)
         no = np.zeros(count, bool)
-        return _Rows.join([objects, _Rows(proposals, np.zeros(count, np.int64), no, no, ~no)])
+        return _Rows.join([objects, _Rows(proposals, np.zeros(count, np.int64), no, no, no, ~no)])
 
     @staticmethod
     def join(parts: Sequence[_Rows]) -> _Rows:

@@ -1,4 +1,4 @@
-"""Data sets by one name: COCO, PASCAL VOC and YOLO in their usual layouts, described by a YAML file, or generated.
+"""Data sets by one name: the usual layouts of COCO, VOC, YOLO and class folders, a YAML description, or generated ones.
 
 | `data` | recognised by | splits |
 |---|---|---|
@@ -6,11 +6,12 @@
 | a COCO file | `.json`, pictures in the folders above or beside it | none |
 | a VOC folder | `Annotations/*.xml`, pictures in `JPEGImages/` | `ImageSets/Main/<split>.txt`, or none |
 | a YOLO folder or file | `data.yaml` with `names` | its keys `train`, `val`, `test` |
+| class folders | `<class>/*.jpg` or `<split>/<class>/*.jpg`: labels without boxes | folders, or none |
 | a description | a YAML file with the key `format`, or a folder with such a `data.yaml` | its `splits` |
 | `sample:shapes` | the name; `sample:shapes?seed=3&pictures=200&size=320` | train, val, test |
 
-A description names the parts of a COCO or VOC set that lie elsewhere; paths are relative to `path`, and `path` to the
-YAML file::
+A description names the parts of a set that lie elsewhere, or joins several sets; paths are relative to `path`, and
+`path` to the YAML file::
 
     format: coco
     path: .
@@ -25,6 +26,16 @@ YAML file::
     splits:                  # ImageSets/Main/*.txt
       train: lists/train.txt
     classes: [WBC, RBC]      # or `voc`; default: all names found, sorted, or VOC's 20 if all are among them
+
+    format: folder
+    path: imagenet
+    splits: {train: train, val: val}                    # default: the folders that hold class folders
+    names: {n02085620: chihuahua, n02086240: shih-tzu}  # default: the folders' names
+
+    format: join             # classes of the same name are one; `repeat`: how often an epoch takes each picture
+    splits:
+      train: [{data: coco, split: train2017, repeat: 4}, {data: imagenet, split: train}]
+      val: [{data: coco, split: val2017}]
 """
 
 from __future__ import annotations
@@ -32,11 +43,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from pydantic import Field, PositiveInt
+
 from detkit.config import Strict, read_yaml, validate
 from detkit.data.coco import coco_splits, read_coco
+from detkit.data.folder import class_folders, folder_splits, read_folders
+from detkit.data.names import match_classes
 from detkit.data.sample import Dataset as Dataset
 from detkit.data.sample import Sample as Sample
 from detkit.data.shapes import load_shapes, parse_shapes
@@ -69,6 +86,31 @@ class VocDescription(Strict):
     annotations: str = "Annotations"
     splits: dict[str, str] | None = None
     classes: str | list[str] | None = None
+
+
+class FolderDescription(Strict):
+    """Class folders that lie elsewhere, or whose names are not those of the classes."""
+
+    format: Literal["folder"]
+    path: str = "."
+    splits: dict[str, str] | None = None
+    names: dict[str, str] | None = None
+
+
+class JoinPart(Strict):
+    """One of the sets that are joined: what `--data` takes, and how often an epoch takes each of its pictures."""
+
+    data: str
+    split: str | None = None
+    repeat: PositiveInt = 1
+
+
+class JoinDescription(Strict):
+    """Several sets as one, each split with its own parts."""
+
+    format: Literal["join"]
+    path: str = "."
+    splits: dict[str, list[JoinPart]] = Field(min_length=1)
 
 
 def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
@@ -144,9 +186,11 @@ def _load_folder(root: Path, split: str | None) -> Dataset:
         return read_coco(coco[split], split=split)
     if (root / "Annotations").is_dir():
         return _load_voc(root, voc_splits(root), split, VocDescription(format="voc"))
+    if folder_splits(root) or class_folders(root):
+        return _load_class_folders(root, FolderDescription(format="folder"), split)
     raise DetkitError(
-        f"{root}: is no data set; expected annotations/instances_<split>.json (COCO), Annotations/*.xml (VOC) "
-        "or data.yaml (YOLO, or a description)"
+        f"{root}: is no data set; expected annotations/instances_<split>.json (COCO), Annotations/*.xml (VOC), "
+        "data.yaml (YOLO, or a description) or <class>/*.jpg (labels without boxes)"
     )
 
 
@@ -155,7 +199,9 @@ def _load_yaml(file: Path, split: str | None) -> Dataset:
     kind = tree.get("format")
     if kind is None:
         if "names" not in tree:
-            raise DetkitError(f"{file}: describes no data set: expected 'format' (coco or voc), or 'names' as YOLO has")
+            raise DetkitError(
+                f"{file}: describes no data set: expected 'format' (coco, voc, folder, join), or 'names' as YOLO has"
+            )
         content = validate(YoloFile, tree, str(file))
         return read_yolo(file, content, choose_split(content.splits, split, str(file)))
     if kind == "coco":
@@ -167,7 +213,48 @@ def _load_yaml(file: Path, split: str | None) -> Dataset:
         root = file.parent / voc.path
         listed = voc_splits(root) if voc.splits is None else {key: root / name for key, name in voc.splits.items()}
         return _load_voc(root, listed, split, voc)
-    raise DetkitError(f"{file}: format: expected coco or voc, got {kind!r}")
+    if kind == "folder":
+        return _load_class_folders(file, validate(FolderDescription, tree, str(file)), split)
+    if kind == "join":
+        join = validate(JoinDescription, tree, str(file))
+        return _load_join(file, join, choose_split(join.splits, split, str(file)))
+    raise DetkitError(f"{file}: format: expected coco, voc, folder or join, got {kind!r}")
+
+
+def _load_class_folders(source: Path, description: FolderDescription, split: str | None) -> Dataset:
+    root = source if source.is_dir() else source.parent / description.path
+    named = {name: root / folder for name, folder in (description.splits or {}).items()}
+    for folder in (root, *named.values()):
+        if not folder.is_dir():
+            raise DetkitError(f"{source}: there is no folder {folder}; correct 'path' or 'splits'")
+    splits = named or folder_splits(root)
+    chosen = choose_split(splits, split, str(source)) if splits or split else None
+    return read_folders(root, splits, chosen, description.names)
+
+
+def _load_join(file: Path, join: JoinDescription, split: str) -> Dataset:
+    """Read the parts of a split; classes are those of the first part, then what each further one adds."""
+    parts = []
+    for entry in join.splits[split]:
+        named = entry.data if entry.data.startswith("sample:") else str(file.parent / join.path / entry.data)
+        if Path(named).resolve() == file.resolve():
+            raise DetkitError(f"{file}: splits.{split} joins the file itself; name other sets")
+        parts.append(load_dataset(named, entry.split))
+    if not parts:
+        raise DetkitError(f"{file}: splits.{split} joins nothing; name at least one set")
+    if len(parts) == 1 and join.splits[split][0].repeat == 1:
+        return parts[0]
+    classes: list[str] = []
+    samples: list[Sample] = []
+    for number, (part, entry) in enumerate(zip(parts, join.splits[split], strict=True)):
+        found = match_classes(classes, part.classes).to_model
+        classes += [name for name, label in zip(part.classes, found, strict=True) if label is None]
+        to_joint = np.array(match_classes(classes, part.classes).to_model)
+        # Ids of different sets may be alike.
+        own = [replace(s, id=f"{number}/{s.id}", labels=to_joint[s.labels]) for s in part.samples]
+        samples += own * entry.repeat
+    notes = [f"{part.source}: {note}" for part in parts for note in part.notes]
+    return Dataset(file, split, tuple(classes), samples, tuple(range(1, len(classes) + 1)), notes)
 
 
 def _load_voc(root: Path, splits: dict[str, Path], split: str | None, description: VocDescription) -> Dataset:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -234,7 +234,7 @@ class _ReadEvaluation:
 
 
 def _place(target: Target, placement: Placement) -> Target:
-    return Target(placement.to_canvas(target.boxes), target.labels, target.crowd, target.difficult)
+    return replace(target, boxes=placement.to_canvas(target.boxes))
 
 
 def _table(samples: Sequence[Augmented], placements: Sequence[Placement]) -> Candidates:

@@ -32,6 +32,7 @@ class Sample:
     id: COCO's image id, else the file's stem. height, width in pixels as the annotation records them. boxes [M, 4]
     xyxy pixels, labels [M], crowd [M], difficult [M]; the arrays are read-only. oriented: the annotation is of the
     picture as its EXIF tag turns it. draw makes the picture of a generated data set, whose path is only a name.
+    somewhere: the labels are the picture's own, of objects that are somewhere in it; they count as crowds.
     """
 
     id: int | str
@@ -44,10 +45,13 @@ class Sample:
     difficult: NDArray[np.bool_]
     oriented: bool = False
     draw: Callable[[], NDArray[np.uint8]] | None = None
+    somewhere: bool = False
 
     def target(self) -> Target:
         """Return the objects as tensors of their own memory."""
-        return Target(*(torch.tensor(array) for array in (self.boxes, self.labels, self.crowd, self.difficult)))
+        somewhere = np.full(len(self.labels), self.somewhere)
+        columns = self.boxes, self.labels, self.crowd, self.difficult, somewhere
+        return Target(*map(torch.tensor, columns))
 
     def read(self, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """Return the picture [height, width, 3] in RGB; another size than the annotation's is an error.

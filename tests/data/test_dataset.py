@@ -75,7 +75,7 @@ def test_described_voc(tmp_path):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"format": "kitti"}, r"set\.yaml: format: expected coco or voc, got 'kitti'"),
+        ({"format": "kitti"}, r"set\.yaml: format: expected coco, voc, folder or join, got 'kitti'"),
         ({"format": "coco"}, r"set\.yaml: the key 'splits' is missing"),
         ({"format": "voc", "image": "x"}, r"set\.yaml: unknown key 'image'; did you mean 'images'"),
         ({"format": "coco", "splits": {"a": {"annotations": "a.json"}}}, r"set\.yaml: splits\.a.*images' is missing"),
