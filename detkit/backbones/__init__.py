@@ -3,13 +3,16 @@
 from collections.abc import Callable, Sequence
 
 from detkit.backbones.base import Backbone
-from detkit.backbones.darknet import Darknet53, TinyDarknet
+from detkit.backbones.darknet import Darknet19, Darknet53, DarknetReference, Extraction, TinyDarknet
 from detkit.config import Strict
 from detkit.errors import DetkitError, nearest
 
 BACKBONES: dict[str, Callable[[Sequence[int]], Backbone]] = {
+    "darknet19": Darknet19,
     "darknet53": Darknet53,
+    "darknet_reference": DarknetReference,
     "darknet_tiny": TinyDarknet,
+    "extraction": Extraction,
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.backbones.layers import ACTIVATIONS
+from detkit.backbones.layers import ACTIVATIONS, Local, Reorg
 from detkit.backbones.norm import DarknetNorm
 from detkit.config import Strict
 from detkit.detectors.base import Detector
@@ -80,38 +80,6 @@ class Shortcut(nn.Module):
             x = x + other
         out: Tensor = self.activation(x)
         return out
-
-
-class Reorg(nn.Module):
-    """Darknet's [reorg], no pixel-unshuffle: its input counts as a buffer [C/s², H, s, W, s] (reorg_cpu in blas.c)."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, C·s², H/s, W/s]."""
-        s, (b, c, h, w) = self.stride, x.shape
-        x = x.reshape(b, c // s**2, h, s, w, s).permute(0, 3, 5, 1, 2, 4)
-        return x.reshape(b, c * s**2, h // s, w // s)
-
-
-class Local(nn.Module):
-    """A convolution whose weights differ at each of its L places: weight [L, C', C·k·k], bias [C', L]."""
-
-    def __init__(self, shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        places = shape[1] * shape[2]
-        self.size_hw, self.kernel, self.stride, self.padding = shape[1:], kernel, stride, padding
-        fan_in = channels * kernel * kernel
-        self.weight = nn.Parameter(torch.randn(places, shape[0], fan_in) * math.sqrt(2 / fan_in))
-        self.bias = nn.Parameter(torch.zeros(shape[0], places))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, C', H', W']."""
-        patches = F.unfold(x, self.kernel, padding=self.padding, stride=self.stride)
-        out = torch.einsum("lok,bkl->bol", self.weight, patches) + self.bias
-        return out.view(len(x), -1, *self.size_hw)
 
 
 class Connected(nn.Linear):

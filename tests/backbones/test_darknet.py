@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.backbones import BackboneConfig, build_backbone
-from detkit.backbones.darknet import Darknet53, TinyDarknet
+from detkit.backbones.darknet import Darknet19, Darknet53, DarknetClassifier, TinyDarknet
 from detkit.errors import DetkitError
 
 
@@ -23,7 +23,7 @@ def test_darknet53_is_the_papers() -> None:
     assert 2 * giga_multiply_adds(network, 256) == pytest.approx(18.6, abs=0.15)
 
 
-@pytest.mark.parametrize("network", [Darknet53(), TinyDarknet()])
+@pytest.mark.parametrize("network", [Darknet19(), Darknet53(), TinyDarknet()])
 @pytest.mark.parametrize("size", [(64, 96), (128, 64)])
 def test_maps_are_as_declared(network, size) -> None:
     maps = network.eval()(torch.rand(2, 3, *size))
@@ -47,3 +47,20 @@ def test_a_stride_that_is_not_there_is_named() -> None:
 def test_an_unknown_name_shows_the_nearest() -> None:
     with pytest.raises(DetkitError, match="did you mean 'darknet53'"):
         build_backbone(BackboneConfig(name="darknet35"), (32,))
+
+
+def test_darknet19_is_the_papers() -> None:
+    with torch.device("meta"):
+        network = DarknetClassifier(Darknet19(strides=(32,)), 1000).eval()
+    assert len(list(network.darknet_layers())) == 19
+    assert sum(p.numel() for p in network.parameters()) == 20_842_376  # 20.8 million
+    # Table 6 counts 5.58 billion operations, two a multiply-add, at 224 × 224.
+    assert 2 * giga_multiply_adds(network, 224) == pytest.approx(5.58, abs=0.005)
+
+
+def test_a_classifier_averages_the_scores_of_all_places() -> None:
+    network = DarknetClassifier(Darknet19(strides=(32,)), 7).eval()
+    pictures = torch.rand(2, 3, 64, 96)
+    (features,) = network.backbone(pictures)
+    assert network(pictures).shape == (2, 7)
+    torch.testing.assert_close(network(pictures), network.head(features.mean((2, 3), keepdim=True))[..., 0, 0])
