@@ -14,6 +14,7 @@ from detkit.errors import DetkitError
 
 from .detect import detect_command
 from .eval import eval_command
+from .export import export_command
 from .train import train_command
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("detect")(detect_command)
 app.command("eval")(eval_command)
 app.command("train")(train_command)
+app.command("export")(export_command)
 
 
 def _print_version(wanted: bool) -> None:

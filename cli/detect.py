@@ -72,17 +72,12 @@ def detect_command(
 
     from detkit.config import validate
     from detkit.data.picture import MAX_PIXELS
-    from detkit.errors import DetkitError
     from detkit.model import load
     from detkit.ops.nms import Selection
     from detkit.predict.predictor import describe, detect
     from detkit.predict.sources import Failure
     from detkit.predict.writers import json_line
 
-    if model is None:
-        raise DetkitError(
-            "--model is missing: pass a checkpoint (.safetensors), a Darknet .cfg, or a config's name with --weights"
-        )
     detector = load(model, weights, device=device, precision=precision, resize=resize)
     given = {"score": score, "iou": iou, "max_detections": max_detections, "class_agnostic": agnostic or None}
     changes = {key: value for key, value in given.items() if value is not None}

@@ -76,9 +76,8 @@ def eval_command(
     from detkit.ops.nms import Selection
 
     messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    if (model is None) == (detections is None):
-        raise DetkitError("pass either --model or --detections: what to measure")
     for_model = {
+        "--model": model,
         "--weights": weights,
         "--score": score,
         "--iou": iou,
@@ -89,7 +88,7 @@ def eval_command(
     if detections is not None:
         for option, value in for_model.items():
             if value is not None:
-                raise DetkitError(f"{option} belongs to --model; detections in a file are measured as they are")
+                raise DetkitError(f"{option} is for a model; the detections of --detections are measured as they are")
     if match_iou is not None and metric == "coco":
         raise DetkitError("--match-iou belongs to the metrics voc07 and voc; COCO's takes IoU .50:.95")
     match_iou = match_iou or 0.5
@@ -98,7 +97,7 @@ def eval_command(
     for note in dataset.notes:
         messages.print(note)
     with results_folder(out) as folder:
-        if model is not None:
+        if detections is None:
             detector = load(model, weights, device=device, precision=precision, resize=resize)
             given = {"score": 0.001 if score is None else score, "max_detections": max_detections or 100}
             given |= {} if iou is None else {"iou": iou}
@@ -118,7 +117,7 @@ def eval_command(
                     say=messages.print,
                     advance=lambda pictures: progress.advance(task, pictures),
                 )
-        elif detections is not None:
+        else:
             evaluation = evaluate_results(detections, dataset, metric=metric, program=evaluator, match_iou=match_iou)
         evaluation.save(folder)
     if json:

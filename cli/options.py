@@ -6,9 +6,15 @@ from typing import Annotated, Literal
 import typer
 
 Model = Annotated[
-    str | None, typer.Option(help="A checkpoint (.safetensors), a Darknet .cfg, or a config (then with --weights).")
+    str | None,
+    typer.Option(
+        help="A checkpoint (.safetensors), a Darknet .cfg, or a config (then with --weights).",
+        show_default="the detector of COCO's classes that comes with detkit",
+    ),
 ]
-Weights = Annotated[Path | None, typer.Option(help="The weights of a config or .cfg.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="The weights of a config or .cfg.", show_default="those beside the config or .cfg")
+]
 Iou = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.", show_default="the model's"),

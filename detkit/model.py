@@ -27,6 +27,9 @@ from detkit.preprocess import Preprocess
 from detkit.structures import Detections
 from detkit.weights.checkpoint import has_header, load_state, read_header, read_tensors
 
+DEFAULT = "yolov3_fasternet_coco"
+"""The shipped config whose weights come with detkit."""
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Resize = Literal["stretch", "letterbox"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,7 +110,7 @@ class Model:
 
 
 def load(
-    name: str | Path,
+    name: str | Path | None = None,
     weights: str | Path | None = None,
     *,
     device: str = "auto",
@@ -117,14 +120,31 @@ def load(
 ) -> Model:
     """Load a model to detect with.
 
-    name: a detkit checkpoint (.safetensors), a Darknet .cfg (its .weights lies beside it unless `weights` says
-    otherwise), or a shipped config's name or .yaml file together with `weights` (.weights, .safetensors, .pt, .pth).
+    name: a detkit checkpoint (.safetensors), a Darknet .cfg, or a shipped config's name or .yaml file; by default the
+    model that comes with detkit. weights: of a .cfg or a config (.weights, .safetensors, .pt, .pth), by default the
+    file of the same name beside it.
     device: `auto` is the GPU where there is one. resize: overrides how a Darknet cfg's pictures are resized.
     settings: `key.subkey=value` overrides of the config. Raises DetkitError with one sentence on anything that is off.
     """
     target = _device(device)
     if precision not in _DTYPES:
         raise DetkitError(f"precision {precision!r}: expected {', '.join(_DTYPES)}")
+    if name is None and weights is not None:
+        raise DetkitError(f"{weights}: name the config or .cfg that these weights belong to with --model")
+    name = name or DEFAULT
+    config, detector = read_model(name, weights, settings)
+    preprocess = config.preprocess
+    if resize is not None:
+        preprocess = validate(Preprocess, preprocess.model_dump() | {"mode": resize}, f"--resize {resize}")
+    for_inference(detector, target, precision)
+    classes = class_names(config.classes)
+    return Model(detector, preprocess, config.selection, classes, Path(name).stem, target, precision)
+
+
+def read_model(
+    name: str | Path, weights: str | Path | None = None, settings: Sequence[str] = ()
+) -> tuple[ModelConfig, Detector]:
+    """Read a model's config and its detector as it was trained, in evaluation mode; arguments and errors as `load`."""
     name, path = str(name), Path(name)
     if path.suffix == ".cfg":
         config, detector = _from_cfg(path, Path(weights) if weights else path.with_suffix(".weights"), settings)
@@ -141,19 +161,16 @@ def load(
         )
     else:
         config = read_config(name, settings)
-        if weights is None:
+        beside = find_config(name).with_suffix(".safetensors")
+        if weights is None and not beside.exists():
             raise DetkitError(f"{name}: is a config without weights; pass the file that holds them with --weights")
-        if has_header(Path(weights)):
-            _require_same_model(config, _of_checkpoint(Path(weights)), name, Path(weights))
+        path = Path(weights or beside)
+        if has_header(path):
+            _require_same_model(config, _of_checkpoint(path), name, path)
         detector = build_detector(config)
-        load_weights(detector, Path(weights))
-    _require_finite(detector, Path(weights) if weights else path)
-    preprocess = config.preprocess
-    if resize is not None:
-        preprocess = validate(Preprocess, preprocess.model_dump() | {"mode": resize}, f"--resize {resize}")
-    for_inference(detector, target, precision)
-    classes = class_names(config.classes)
-    return Model(detector, preprocess, config.selection, classes, path.stem, target, precision)
+        load_weights(detector, path)
+    _require_finite(detector, Path(weights or path))
+    return config, detector
 
 
 def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
@@ -217,7 +234,9 @@ def load_weights(detector: Detector, path: Path) -> None:
         layers = getattr(detector, "darknet_layers", None)
         if layers is None:
             raise DetkitError(f"{path}: {type(detector).__name__} has no Darknet layout; pass a .safetensors file")
-        load_darknet_weights(layers(), path)
+        file = load_darknet_weights(layers(), path)
+        if isinstance(seen := getattr(detector, "seen", None), torch.Tensor):
+            seen.fill_(min(file.seen, torch.iinfo(seen.dtype).max))
     else:
         load_state(detector, read_tensors(path), path)
 

@@ -169,3 +169,13 @@ def test_an_unknown_precision_is_named(tmp_path: Path) -> None:
 def test_weights_in_place_of_a_model_say_what_to_do() -> None:
     with pytest.raises(DetkitError, match=r"x\.pt: weights do not say .* --weights"):
         load("x.pt")
+
+
+def test_weights_beside_a_config_are_its_own(tmp_path: Path) -> None:
+    config = config_file(tmp_path / "net.yaml")
+    with pytest.raises(DetkitError, match="is a config without weights"):
+        load(config)
+    write(tmp_path / "net.safetensors")
+    found, expected = (load(name, device="cpu")(picture()) for name in (config, tmp_path / "net.safetensors"))
+    assert len(found) > 0
+    torch.testing.assert_close(found.boxes, expected.boxes)

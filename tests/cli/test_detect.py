@@ -199,8 +199,10 @@ def test_mistakes(run: Run, dog: Path, arguments: str, message: str) -> None:
     assert not Path("runs").exists()
 
 
-def test_without_a_model_it_says_what_to_pass(run: Run, dog: Path) -> None:
-    assert "--model" in one_sentence(*run(dog, model=None))
+def test_weights_without_a_model_are_of_none(run: Run) -> None:
+    assert "net.weights: name the config" in one_sentence(
+        *run("sample:astronaut", "--weights", "net.weights", model=None)
+    )
 
 
 def test_an_unknown_model(run: Run, dog: Path) -> None:

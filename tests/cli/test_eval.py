@@ -155,11 +155,10 @@ def test_bad_detections(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "sample:shapes"], "pass either --model or --detections"),
-        (["--data", "sample:shapes", "--model", "a.cfg", "--detections", "b.json"], "pass either --model or"),
-        (["--data", "sample:shapes", "--detections", "b.json", "--score", "0.3"], "--score belongs to --model"),
-        (["--data", "sample:shapes", "--detections", "b.json", "--iou", "0.3"], "--iou belongs to --model"),
-        (["--data", "sample:shapes", "--detections", "b.json", "--max-pixels", "9"], "--max-pixels belongs to --model"),
+        (["--data", "sample:shapes", "--model", "a.cfg", "--detections", "b.json"], "--model is for a model"),
+        (["--data", "sample:shapes", "--detections", "b.json", "--score", "0.3"], "--score is for a model"),
+        (["--data", "sample:shapes", "--detections", "b.json", "--iou", "0.3"], "--iou is for a model"),
+        (["--data", "sample:shapes", "--detections", "b.json", "--max-pixels", "9"], "--max-pixels is for a model"),
         (["--data", "sample:shapes", "--detections", "b.json", "--match-iou", "0.3"], "--match-iou belongs to"),
         (["--data", "sample:shapes", "--detections", "b.json"], "b.json: cannot be read: No such file"),
         (["--data", "nowhere", "--detections", "b.json"], "nowhere: no such file or folder"),
