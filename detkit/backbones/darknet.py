@@ -65,10 +65,11 @@ class Extraction(DarknetBackbone):
         self.stages = nn.ModuleList()
         channels = 3
         for stage in stages:
-            self.stages.append(nn.Sequential())
+            layers = nn.Sequential()
             for kernel, width in stage:
-                self.stages[-1].append(ConvUnit(channels, width, kernel, stride=2 if kernel == 7 else 1))
+                layers.append(ConvUnit(channels, width, kernel, stride=2 if kernel == 7 else 1))
                 channels = width
+            self.stages.append(layers)
         self.pool = nn.MaxPool2d(2, 2)
         self._give(strides, {2: 64, 4: 192, 8: 512, 16: 1024, 32: 1024})
 

@@ -8,6 +8,10 @@ from detkit.errors import DetkitError, nearest
 
 DETECTORS = {
     "darknet": "detkit.detectors.darknet:Darknet",
+    "yolov1": "detkit.detectors.yolov1:YOLOv1",
+    "fast_rcnn": "detkit.detectors.fast_rcnn:FastRCNN",
+    "faster_rcnn": "detkit.detectors.faster_rcnn:FasterRCNN",
+    "yolov2": "detkit.detectors.yolov2:YOLOv2",
     "yolov3": "detkit.detectors.yolov3:YOLOv3",
 }
 

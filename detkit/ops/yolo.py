@@ -68,24 +68,41 @@ def yolo_candidates(
     return Candidates.from_flat(picture, boxes, scores, labels, len(maps[0]))
 
 
+def yolov1_parts(raw: Tensor, side: int, boxes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """View YOLOv1's vector [B, S·S·(C + 5·N)] as class scores, confidences and box offsets; S = side, N = boxes.
+
+    Darknet's order: all class scores [B, S, S, C], all confidences [B, S, S, N], all boxes [B, S, S, N, 4]
+    (detection_layer.c; the paper writes the same numbers cell by cell).
+    """
+    count = side * side * boxes
+    classes, confidence, offsets = raw.split([raw.shape[1] - 5 * count, count, 4 * count], 1)
+    grid = len(raw), side, side
+    return classes.reshape(*grid, -1), confidence.reshape(*grid, boxes), offsets.reshape(*grid, boxes, 4)
+
+
+def yolov1_boxes(t: Tensor, cell: Tensor, side: int, size_hw: tuple[int, int], *, squared: bool = True) -> Tensor:
+    """Box offsets of YOLOv1 to xyxy pixels: centre = (cell + t_xy) / S, size = t_wh² (or t_wh), of the whole input.
+
+    t [..., 4] raw x, y, w, h; cell [..., 2] column and row; both broadcast. `squared`: w and h are square roots.
+    YOLOv1 (arXiv 1506.02640), sections 2 and 2.2.
+    """
+    extent = t.new_tensor([size_hw[1], size_hw[0]])
+    centre = (cell + t[..., :2]) * extent / side
+    half = (t[..., 2:].square() if squared else t[..., 2:]) * extent / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
 def yolov1_candidates(
     raw: Tensor, side: int, boxes: int, size_hw: tuple[int, int], threshold: float, *, squared: bool = True
 ) -> Candidates:
-    """The vector of YOLOv1 in Darknet's order to boxes in input pixels, one row per box and class above the threshold.
+    """The vector of YOLOv1 to boxes in input pixels, one row per box and class with a score above the threshold.
 
-    raw [B, S·S·(C + 5·N)] with S = side and N = boxes: all class scores [S, S, C], then all confidences [S, S, N], then
-    all boxes [S, S, N, 4] as x, y in the cell and w, h in the picture, whose square roots they are if `squared`.
-    Score = confidence · class score. Candidates of a picture are ordered by row, column, box, class. YOLOv1 (arXiv
-    1506.02640), section 2, and detection_layer.c.
+    raw [B, S·S·(C + 5·N)] as `yolov1_parts` reads it, boxes as `yolov1_boxes`. Score = confidence · class score.
+    Candidates of a picture are ordered by row, column, box, class. YOLOv1 (arXiv 1506.02640), section 2.
     """
-    height, width = size_hw
-    count = side * side * boxes
-    classes, confidence, offsets = raw.float().split([raw.shape[1] - 5 * count, count, 4 * count], 1)
-    scores = confidence.reshape(-1, side, side, boxes, 1) * classes.reshape(len(raw), side, side, 1, -1)
+    classes, confidence, offsets = yolov1_parts(raw.float(), side, boxes)
+    scores = confidence[..., None] * classes[..., None, :]
     picture, row, column, box, label = (scores > threshold).nonzero().unbind(1)
-    t = offsets.reshape(-1, side, side, boxes, 4)[picture, row, column, box]
-    extent = t.new_tensor([width, height])
-    centre = (torch.stack([column, row], 1) + t[:, :2]) * extent / side
-    half = (t[:, 2:].square() if squared else t[:, 2:]) * extent / 2
-    xyxy = torch.cat([centre - half, centre + half], 1)
+    t, cell = offsets[picture, row, column, box], torch.stack([column, row], 1)
+    xyxy = yolov1_boxes(t, cell, side, size_hw, squared=squared)
     return Candidates.from_flat(picture, xyxy, scores[picture, row, column, box, label], label, len(raw))

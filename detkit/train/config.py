@@ -67,11 +67,12 @@ class Plateau(Strict):
 
 
 class Warmup(Strict):
-    """How long the learning rate rises from zero, in epochs or in pictures, as (done / length) ** power."""
+    """How long the learning rate rises, in epochs or pictures, from `start` of itself as (done / length) ** power."""
 
     epochs: NonNegativeFloat = 0
     pictures: NonNegativeInt = 0
     power: PositiveFloat = 1
+    start: Fraction = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Warmup:

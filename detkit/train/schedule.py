@@ -39,6 +39,7 @@ def learning_rate_factor(train: Train, step: int, length: Length, scores: Sequen
     step; milestones and plateaus count from the first step.
     """
     warm = min(1.0, (step + 1) / length.warmup_steps) ** train.warmup.power if length.warmup_steps else 1.0
+    warm = train.warmup.start + (1 - train.warmup.start) * warm
     schedule = train.schedule
     if isinstance(schedule, Cosine):
         last = train.epochs * length.steps_per_epoch - 1

@@ -1,4 +1,4 @@
-"""The generic reader and YOLOv3 against outputs of the original Darknet program, and each layer against its formula."""
+"""The reader and the explicit detectors against outputs of the original Darknet program; each layer by its formula."""
 
 import json
 import subprocess
@@ -14,6 +14,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit.backbones.darknet import Extraction
+from detkit.backbones.darknet import Darknet19, DarknetClassifier
 from detkit.detectors.base import Detector
 from detkit.detectors.darknet import (
     Darknet,
@@ -30,7 +32,7 @@ from detkit.ops.boxes import xyxy_to_cxcywh
 from detkit.ops.nms import Selection, select
 from detkit.preprocess import Placement
 from detkit.structures import Candidates
-from detkit.weights.darknet import parse_cfg, read_cfg
+from detkit.weights.darknet import load_darknet_weights, parse_cfg, read_cfg
 
 slow = pytest.mark.slow
 
@@ -170,6 +172,61 @@ def test_yolov3_gives_what_darknet_gives(shared, weights, name):
     vector.check_boxes(detector, raw, placement)
 
 
+@slow
+@pytest.mark.parametrize("name", YOLOV1)
+@torch.inference_mode()
+def test_yolov1_gives_what_darknet_gives(shared, weights, name):
+    vector = Vector(shared, name)
+    config = read_config("yolov1_tiny_voc")
+    assert config.preprocess == vector.preprocess.model_copy(update={"divisor": config.preprocess.divisor})
+    detector = build_detector(config)
+    load_weights(detector, weights(vector.info["net"]))
+    images, placement = vector.input()
+    raw = detector(images)
+    (head,) = (s.layer for s in read_cfg(vector.cfg) if s.kind == "detection")
+    assert vector.deviation(head, "detection", raw[0]) < 1e-4
+    vector.check_boxes(detector, raw, placement)
+
+
+@slow
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name.startswith("extraction")])
+@torch.inference_mode()
+def test_extraction_is_the_body_of_darknets_classifier(shared, weights, name):
+    vector = Vector(shared, name)
+    backbone, last = Extraction().eval(), nn.Conv2d(1024, 1000, 1)
+    load_darknet_weights([*backbone.darknet_layers(), last], weights(vector.info["net"]))
+    images, _ = vector.input()
+    classes = F.leaky_relu(last(backbone(images)[0]), 0.1).mean((2, 3)).softmax(1)
+    layer = next(s.layer for s in read_cfg(vector.cfg) if s.kind == "softmax")
+    assert vector.deviation(layer, "softmax", classes[0]) < 1e-4
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow) for name in YOLOV2])
+@torch.inference_mode()
+def test_yolov2_gives_what_darknet_gives(shared, weights, name):
+    vector = Vector(shared, name)
+    config = {"yolov2_tiny_voc": "yolov2_tiny_voc", "yolov2_voc": "yolov2_darknet19_voc"}[vector.info["net"]]
+    size = "preprocess.size=[{}, {}]".format(*vector.preprocess.size)
+    detector = build_detector(read_config(config, [size]))
+    load_weights(detector, weights(vector.info["net"]))
+    images, placement = vector.input()
+    raw = detector(images)
+    (head,) = (s.layer for s in read_cfg(vector.cfg) if s.kind == "region")
+    assert vector.deviation(head, "region", activated(raw[0], 5, "region")) < 1e-4
+    vector.check_boxes(detector, raw, placement)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow) for name in CLASSIFIERS if "darknet19" in name])
+@torch.inference_mode()
+def test_darknet19_gives_what_darknet_gives(shared, weights, name):
+    vector = Vector(shared, name)
+    classifier = DarknetClassifier(Darknet19(strides=(32,)), 1000).eval()
+    load_darknet_weights(classifier.darknet_layers(), weights("darknet19"))
+    images, _ = vector.input()
+    (layer,) = (s.layer for s in read_cfg(vector.cfg) if s.kind == "softmax")
+    assert vector.deviation(layer, "softmax", classifier(images)[0].softmax(0)) < 1e-4
+
+
 def test_a_detector_trained_by_others_sees_dog_bicycle_and_car(shared):
     model = load(shared / "weights" / "yolo-fastest-1.1" / "yolo-fastest-1.1.cfg", device="cpu")
     detections = model(shared / "sample_images" / "darknet" / "dog.jpg")
@@ -300,7 +357,7 @@ def test_local_has_its_own_weights_at_each_place():
         for column in range(3):
             patch = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3].flatten(1)
             place = row * 3 + column
-            wanted = patch @ local.weight[place].T + local.bias[:, place]
+            wanted = patch @ local.weight[place].T + local.bias.view(4, 9)[:, place]
             torch.testing.assert_close(out[:, :, row, column], wanted)
 
 

@@ -38,6 +38,12 @@ def test_power_of_the_warm_up() -> None:
     assert learning_rate_factor(train, 1, Length(5, 2)) == 1
 
 
+def test_start_of_the_warm_up() -> None:
+    train = Train(schedule=Step(name="step", milestones=[9]), warmup=Warmup(start=0.1, power=2))
+    factors = [learning_rate_factor(train, step, Length(5, 3)) for step in range(4)]
+    assert factors == pytest.approx([0.1 + 0.9 / 9, 0.1 + 0.9 * 4 / 9, 1, 1])
+
+
 def test_no_warm_up_begins_at_the_full_rate() -> None:
     assert learning_rate_factor(Train(), 0, Length(5, 0)) == 1
 
