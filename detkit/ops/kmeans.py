@@ -9,7 +9,7 @@ Shapes: N boxes or distinct shapes [N, 2] (width, height in pixels) with weights
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ _STARTS = 16  # of _COARSE shapes; fewer shapes get more, as many as take the sa
 _MOST_STARTS = 64
 _FINISHED = 2  # starts that are led to their end among all shapes
 _ROUNDS = 30
+# The size of an anchor, the root of its area, that fits a stride, in strides: so chosen that the nine anchors that
+# YOLOv3 was released with come to the scales where its cfg has them, three at each of 8, 16 and 32.
+_SIZE = 3.75
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +106,28 @@ def measure_anchors(shapes: Floats, anchors: Floats, *, weights: Floats | None =
         counts += np.bincount(label, weight, len(anchors))
     objects = counts.sum()
     return AnchorFit(anchors, total / objects, recalled / objects, counts / objects)
+
+
+def assign_scales(anchors: Floats, strides: Sequence[int], *, every: bool = False) -> list[Floats]:
+    """Assign anchors [K, 2], sorted by area, to the scales whose strides suit their sizes: a list for each stride.
+
+    strides: rising. An anchor goes where the root of its area is nearest, in ratio, to 3.75 strides. every: no scale
+    may stay empty, as a detector that has it needs an anchor there; of the anchors at its ends a neighbour gives one.
+    YOLOv3 (arXiv 1804.02767), section 2.3, divides the anchors evenly, whatever their sizes; where all objects are of
+    one size that puts small objects on coarse maps. Raises DetkitError when every scale needs one and there are fewer.
+    """
+    if every and len(anchors) < len(strides):
+        raise DetkitError(
+            f"k = {len(anchors)}: each of the {len(strides)} scales (strides {', '.join(map(str, strides))}) needs an "
+            "anchor; ask for more, or leave out scales"
+        )
+    size = np.log(anchors.prod(1)) / 2
+    fitting = np.abs(size[:, None] - np.log(_SIZE * np.array(strides))).argmin(1)
+    ends = np.bincount(fitting, minlength=len(strides)).cumsum()
+    if every:
+        number = np.arange(len(strides))
+        ends = np.maximum.accumulate((ends - number).clip(1, len(anchors) - len(strides) + 1)) + number
+    return np.split(anchors, ends[:-1])
 
 
 def _count(shapes: Floats, weights: Floats | None, limit: int) -> tuple[Floats, Floats]:

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.ops.kmeans import find_anchors, measure_anchors
+from detkit.ops import kmeans
+from detkit.ops.kmeans import assign_scales, find_anchors, measure_anchors
+
+
+@pytest.fixture(autouse=True)
+def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "_MOST_STARTS", 16)
 
 
 def some_shapes(count: int, seed: int = 0) -> np.ndarray:
@@ -135,3 +141,31 @@ def test_too_few_shapes() -> None:
         find_anchors(np.zeros((0, 2)), 1)
     with pytest.raises(DetkitError, match="no boxes"):
         measure_anchors(np.zeros((0, 2)), np.ones((1, 2)))
+
+
+def test_released_anchors_come_to_their_scales() -> None:
+    anchors = [[10, 13], [16, 30], [33, 23], [30, 61], [62, 45], [59, 119], [116, 90], [156, 198], [373, 326]]
+    assert [len(part) for part in assign_scales(np.array(anchors, float), (8, 16, 32))] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "free", "filled"),
+    [
+        ([10, 12, 14, 20], [4, 0, 0], [2, 1, 1]),
+        ([200, 250, 300], [0, 0, 3], [1, 1, 1]),
+        ([10, 60, 100, 120, 150], [1, 1, 3], [1, 1, 3]),
+        ([10, 12, 200, 300], [2, 0, 2], [2, 1, 1]),
+    ],
+)
+def test_scales_by_stride(sizes: list[float], free: list[int], filled: list[int]) -> None:
+    anchors = np.array([[side * 2, side / 2] for side in sizes])
+    for every, counts in ((False, free), (True, filled)):
+        parts = assign_scales(anchors, (8, 16, 32), every=every)
+        assert [len(part) for part in parts] == counts
+        assert np.concatenate(parts).tolist() == anchors.tolist()
+
+
+def test_fewer_anchors_than_scales() -> None:
+    with pytest.raises(DetkitError, match="k = 1: each of the 2 scales"):
+        assign_scales(np.array([[10.0, 10]]), (16, 32), every=True)
+    assert [len(part) for part in assign_scales(np.array([[10.0, 10]]), (16, 32))] == [1, 0]
