@@ -25,7 +25,8 @@ from detkit.detectors.base import Detector, Normalize
 from detkit.errors import DetkitError
 from detkit.necks.yolo_fpn import YOLOFPN, Level
 from detkit.ops.anchors import cell_corners, shape_iou
-from detkit.ops.boxes import area, intersection, overlap, pairwise_iou, xyxy_to_cxcywh
+from detkit.ops.assign import overlaps_objects
+from detkit.ops.boxes import overlap, xyxy_to_cxcywh
 from detkit.ops.losses import Objects, last_of_each, learnable, pictures_per_process
 from detkit.ops.yolo import cells, yolo_boxes, yolo_candidates
 from detkit.structures import Batch, Candidates, Target
@@ -237,12 +238,7 @@ class YOLOv3(Detector):
         height, width = grid.shape[1:3]
         cell = cell_corners(height, width, grid.device).view(height, width, 1, 2)
         boxes = yolo_boxes(grid[..., :4], cell, anchors, anchors.new_tensor([stride, stride])).flatten(1, 3)
-        found = []
-        for predicted, target in zip(boxes, targets, strict=True):
-            over = pairwise_iou(predicted, target.boxes)
-            inside = intersection(predicted[:, None], target.boxes) / area(predicted).clamp(min=1e-9)[:, None]
-            found.append((torch.where(target.crowd, inside, over) > self.loss.ignore_iou).any(1))
-        return torch.stack(found).view(grid.shape[:-1])
+        return overlaps_objects(boxes, targets, self.loss.ignore_iou).view(grid.shape[:-1])
 
     def darknet_layers(self) -> Iterator[ConvUnit | nn.Conv2d]:
         """The convolutions in the order of the released .weights files: body, then coarsest level first."""

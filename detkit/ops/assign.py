@@ -1,5 +1,7 @@
 """Which box is to learn which object, and which of them a step learns from."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,21 @@ def match(iou: Tensor, positive: float, negative: float, *, keep_best: bool = Fa
         is_top = ((iou == top) & (top > 0)).any(0)
         result = result.where(~is_top, index)
     return result
+
+
+@torch.no_grad()
+def overlaps_objects(boxes: Tensor, targets: Sequence[Target], threshold: float) -> Tensor:
+    """Whether predicted boxes [B, N, 4] overlap an object, or lie in a crowd, by more than the threshold: [B, N] bool.
+
+    Of an object the IoU counts, of a crowd the share of the box that lies in it. Such boxes are not told that they see
+    nothing (YOLOv2 and YOLOv3).
+    """
+    found = []
+    for predicted, target in zip(boxes, targets, strict=True):
+        over = pairwise_iou(predicted, target.boxes)
+        inside = intersection(predicted[:, None], target.boxes) / area(predicted).clamp(min=1e-9)[:, None]
+        found.append((torch.where(target.crowd, inside, over) > threshold).any(1))
+    return torch.stack(found)
 
 
 def match_objects(

@@ -44,8 +44,16 @@ def pictures_per_process(count: int, device: torch.device) -> Tensor:
     Averaging gradients over processes, as distributed training does, then gives the gradient of the mean over all
     pictures, however they are shared out. Outside distributed training it is `count`.
     """
+    return pictures_of_all_processes(count, device) / _processes()
+
+
+def pictures_of_all_processes(count: int, device: torch.device) -> Tensor:
+    """The number of pictures that all processes together have in this step."""
     total = torch.tensor(float(count), device=device)
-    if distributed.is_available() and distributed.is_initialized():
+    if _processes() > 1:
         distributed.all_reduce(total)
-        total /= distributed.get_world_size()
     return total
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

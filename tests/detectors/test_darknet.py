@@ -14,8 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.backbones.darknet import Extraction
-from detkit.backbones.darknet import Darknet19, DarknetClassifier
+from detkit.backbones.darknet import Darknet19, DarknetClassifier, Extraction
 from detkit.detectors.base import Detector
 from detkit.detectors.darknet import (
     Darknet,
