@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -72,6 +72,16 @@ class ModelConfig(Strict):
     detector: Annotated[SerializeAsAny[Strict], BeforeValidator(_detector_config)]
     preprocess: Preprocess
     selection: Selection = Selection()
+
+    @model_validator(mode="after")
+    def _classes_of_the_detector(self) -> Self:
+        """A detector that names its classes itself, as a tree does, gives them where the config has none."""
+        names = getattr(self.detector, "class_names", None)
+        if names is None or self.classes == list(names):
+            return self
+        if self.classes:
+            raise ValueError("classes: the detector names its classes itself; leave the list empty")
+        return self.model_copy(update={"classes": list(names)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +259,7 @@ def _require_finite(detector: Detector, source: Path) -> None:
 
 def for_inference(detector: Detector, device: torch.device, precision: Precision = "fp32") -> None:
     """Prepare a detector, in place, to run fast: batch norm folded, channels last, convolutions in the precision."""
+    detector.compress()
     fold_batch_norm(detector)
     detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision != "fp32":

@@ -38,10 +38,21 @@ class Detector(nn.Module, ABC):
     def losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
         """What is wrong on a batch, by the paper's terms: already weighted, to be summed; in evaluation mode too."""
 
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What `forward` reads of a batch: its pictures, and for some detectors more."""
+        return (batch.images,)
+
+    def compress(self) -> None:
+        """Make the network smaller, in place, as its config wants it for inference; by default nothing."""
+
+    def candidates(self, raw: Any, selection: Selection) -> Candidates:
+        """What selection chooses from: what `decode` gives, or more of the labels that are asked for."""
+        return self.decode(raw, selection.score)
+
     @torch.no_grad()
     def detect(self, batch: Batch, selection: Selection) -> list[Detections]:
         """Find objects: forward, decode, select; boxes are pixels of the network's input, clipped to it."""
-        candidates = self.decode(self(batch.images), selection.score)
+        candidates = self.candidates(self(*self.inputs(batch)), selection)
         height, width = batch.images.shape[-2:]
         # Filled on the device: to copy two numbers there would mean to wait.
         canvas = torch.stack([torch.full_like(candidates.count, side) for side in (height, width)], 1)

@@ -31,7 +31,7 @@ class FPN(nn.Module):
 
 
 def pooled_level(x: Tensor) -> Tensor:
-    """Every second row and column of the coarsest map, for anchors of twice its size: [B, C, h, w] → [B, C, ⌈h/2⌉, ⌈w/2⌉].
+    """Every second row and column of the coarsest map, for larger anchors: [B, C, h, w] → [B, C, ⌈h/2⌉, ⌈w/2⌉].
 
     Footnote 1 of the paper: it serves the region proposal network only.
     """
