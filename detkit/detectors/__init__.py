@@ -11,6 +11,7 @@ DETECTORS = {
     "yolov1": "detkit.detectors.yolov1:YOLOv1",
     "fast_rcnn": "detkit.detectors.fast_rcnn:FastRCNN",
     "faster_rcnn": "detkit.detectors.faster_rcnn:FasterRCNN",
+    "yolo9000": "detkit.detectors.yolo9000:YOLO9000",
     "yolov2": "detkit.detectors.yolov2:YOLOv2",
     "yolov3": "detkit.detectors.yolov3:YOLOv3",
 }

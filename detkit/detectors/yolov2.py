@@ -14,7 +14,7 @@ Training at several sizes, 320 … 608 in steps of 32, is the configs' `augment.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -27,10 +27,17 @@ from detkit.config import Strict
 from detkit.detectors.base import Detector, Normalize
 from detkit.errors import DetkitError
 from detkit.necks.passthrough import PassthroughNeck
-from detkit.ops.anchors import cell_corners, shape_iou
+from detkit.ops.anchors import cell_corners, cells_reached, shape_iou
 from detkit.ops.assign import overlaps_objects
 from detkit.ops.boxes import overlap, xyxy_to_cxcywh
-from detkit.ops.losses import Objects, last_of_each, learnable, pictures_of_all_processes, pictures_per_process
+from detkit.ops.losses import (
+    Objects,
+    labelled,
+    last_of_each,
+    learnable,
+    pictures_of_all_processes,
+    pictures_per_process,
+)
 from detkit.ops.yolo import cells, yolo_boxes, yolo_candidates
 from detkit.structures import Batch, Candidates, Target
 
@@ -98,7 +105,7 @@ class YOLOv2(Detector):
     seen: how many pictures it has learned from, over all processes and runs; a .weights file counts them too.
     """
 
-    Config = YOLOv2Config
+    Config: ClassVar[type[Strict]] = YOLOv2Config
     anchors: Tensor
     seen: Tensor
 
@@ -162,16 +169,17 @@ class YOLOv2(Detector):
         weight = 2 - truth[:, 2:].prod(1) / (height * width * STRIDE**2) if self.loss.weigh_small else 1
         fit = overlap(boxes[place.unbind()], objects.boxes) if self.loss.rescore else torch.ones_like(truth[:, 0])
 
-        # What has only labels says nothing of boxes, so that its predictions keep theirs.
-        boxed = ~torch.stack([target.somewhere.any() for target in targets])
-        others = grid[~learned & boxed[:, None, None, None]]
+        # Where an object is somewhere, what is a box and what is nothing is unknown.
+        unknown = labelled(targets)
+        reached = cells_reached(unknown.boxes, height, width, STRIDE).float()
+        others = ~learned & (grid.new_zeros(grid.shape[:3]).index_add(0, unknown.picture, reached) == 0)[..., None]
         young = self.seen < self.loss.prior_pictures
         return {
             "coords": (weight * _half_squared(_offset_and_shape(found), torch.cat([offset, shape], 1))).sum(),
             "object": _half_squared(objectness[place.unbind()][:, None], fit[:, None]).sum(),
-            "no_object": objectness[~learned & ~near].square().sum() / 2,
+            "no_object": objectness[others & ~near].square().sum() / 2,
             "classes": self._class_errors(found[:, 5:], objects.labels).sum(),
-            "prior": young * _half_squared(_offset_and_shape(others), grid.new_tensor([0.5, 0.5, 0, 0])).sum(),
+            "prior": young * _half_squared(_offset_and_shape(grid[others]), grid.new_tensor([0.5, 0.5, 0, 0])).sum(),
         }
 
     def _class_errors(self, scores: Tensor, labels: Tensor) -> Tensor:

@@ -13,6 +13,14 @@ def cell_corners(height: int, width: int, device: torch.device | None = None) ->
     return torch.stack([x, y], -1).view(-1, 2).float()
 
 
+def cells_reached(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Which cells of a grid boxes [M, 4] reach into, [M, height, width] bool."""
+    x, y = (torch.arange(n, device=boxes.device) * stride for n in (width, height))
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
+    across, down = (x < x2) & (x + stride > x1), (y < y2) & (y + stride > y1)
+    return down[:, :, None] & across[:, None]
+
+
 def anchor_boxes(shapes: Tensor, height: int, width: int, stride: int | Tensor, centre: float = 0.5) -> Tensor:
     """Boxes of shapes [A, 2] (w, h in pixels) at every cell of a grid, [height·width·A, 4] xyxy pixels.
 

@@ -23,11 +23,19 @@ class Objects:
 
 def learnable(targets: Sequence[Target]) -> Objects:
     """Gather the objects that are to be learned, in the order of their pictures: neither crowds nor difficult ones."""
-    keep = [~(target.crowd | target.difficult) for target in targets]
+    return _gather(targets, [~(target.crowd | target.difficult) for target in targets])
+
+
+def labelled(targets: Sequence[Target]) -> Objects:
+    """Gather the objects of which only the label is known, in the order of their pictures: those `somewhere`."""
+    return _gather(targets, [target.somewhere for target in targets])
+
+
+def _gather(targets: Sequence[Target], keep: Sequence[Tensor]) -> Objects:
     counts = torch.tensor([len(target) for target in targets], device=targets[0].boxes.device)
     picture = torch.arange(len(targets), device=counts.device).repeat_interleave(counts)
     boxes, labels = (torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels"))
-    return Objects(picture, boxes, labels)[torch.cat(keep)]
+    return Objects(picture, boxes, labels)[torch.cat(list(keep))]
 
 
 def last_of_each(columns: Tensor) -> Tensor:

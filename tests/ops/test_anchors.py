@@ -1,6 +1,6 @@
 import torch
 
-from detkit.ops.anchors import anchor_boxes, cell_corners, shape_iou
+from detkit.ops.anchors import anchor_boxes, cell_corners, cells_reached, shape_iou
 from detkit.ops.assign import IGNORED, NOTHING, match
 
 
@@ -35,3 +35,14 @@ def test_match_keeps_the_best_of_an_object_below_the_threshold() -> None:
 def test_match_without_objects_or_boxes() -> None:
     assert match(torch.zeros(0, 3), 0.5, 0.5, keep_best=True).tolist() == [NOTHING] * 3
     assert match(torch.zeros(2, 0), 0.5, 0.5, keep_best=True).tolist() == []
+
+
+def test_cells_are_reached_by_boxes_that_enter_them() -> None:
+    boxes = torch.tensor([[0.0, 0, 32, 32], [31, 40, 65, 41], [64, 32, 96, 64]])
+    reached = cells_reached(boxes, 2, 3, 32)
+    assert reached.tolist() == [
+        [[True, False, False], [False, False, False]],
+        [[False, False, False], [True, True, True]],
+        [[False, False, False], [False, False, True]],
+    ]
+    assert cells_reached(boxes[:0], 2, 3, 32).shape == (0, 2, 3)
