@@ -55,6 +55,7 @@ from detkit.train.config import TrainConfig, model_tree, read_train_config
 from detkit.train.module import Row, Training
 from detkit.train.teacher import load_teacher
 from detkit.weights.checkpoint import load_state, read_tensors
+from detkit.weights.darknet import first_layers, load_darknet_weights
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -102,9 +103,10 @@ def train(
     """Train the detector of a config: a shipped one's name or a .yaml file, with `key.subkey=value` overrides.
 
     out: a new or empty folder, by default `runs/train/<n>`. weights: what to start from; tensors that have another
-    shape, as those of other classes have, keep their random start. console: where to tell how it goes. Of several
-    processes only the first one writes and returns something. Raises DetkitError when the config, the data or the
-    weights are off, a loss is no longer finite, or the folder cannot be written.
+    shape, as those of other classes have, keep their random start, and so do the layers behind the last one of a
+    Darknet file that holds only the first. console: where to tell how it goes. Of several processes only the first one
+    writes and returns something. Raises DetkitError when the config, the data or the weights are off, a loss is no
+    longer finite, or the folder cannot be written.
     """
     options = read_train_config(config, settings)
     trainer = _trainer(options, job)
@@ -308,9 +310,15 @@ def _relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], No
 
 
 def _start_from(detector: Detector, path: Path, say: Callable[[str], None]) -> None:
-    """Load weights; where only the shape differs, as in the layers that know the classes, the random start stays."""
+    """Load weights; what has another shape there, or is behind the end of a Darknet file, keeps its random start."""
     if path.suffix == ".weights":
-        load_weights(detector, path)
+        layers = list(getattr(detector, "darknet_layers", list)())
+        first = first_layers(layers, path)
+        if len(first) < len(layers):
+            load_darknet_weights(first, path)
+            say(f"{path}: the first {len(first)} of {len(layers)} layers taken over; the others are new")
+        else:
+            load_weights(detector, path)
         return
     own, tensors = detector.state_dict(), read_tensors(path)
     fresh = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]

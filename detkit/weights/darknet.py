@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,20 @@ def darknet_tensors(layer: nn.Module) -> list[Tensor]:
     if isinstance(core, nn.Linear):
         return [norm.bias, core.weight, *statistics]
     return [norm.bias, *statistics, core.weight]
+
+
+def first_layers(layers: Sequence[nn.Module], path: Path) -> Sequence[nn.Module]:
+    """Return the first of the layers, given in the order of the .cfg, that a .weights file holds to its last number.
+
+    Files of the first layers are what Darknet's `partial` writes, such as extraction.conv.weights, for training to
+    start from. Of a file that ends elsewhere all layers are returned, to whose length `load_darknet_weights` objects.
+    """
+    found = len(read_weights(path).numbers)
+    for i, layer in enumerate(layers):
+        found -= sum(tensor.numel() for tensor in darknet_tensors(layer))
+        if found <= 0:
+            return layers[: i + 1] if found == 0 else layers
+    return layers
 
 
 def load_darknet_weights(layers: Iterable[nn.Module], path: Path, names: Iterable[str] | None = None) -> WeightsFile:

@@ -1,5 +1,7 @@
 import math
+import struct
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,8 @@ from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
 from detkit.train.config import Train
 from detkit.train.module import frozen_modules
+from detkit.train.run import _start_from
+from detkit.weights.darknet import darknet_tensors
 
 CLASSES, SIDE, BOXES = 3, 4, 2
 HEIGHT, WIDTH = 96, 128  # cells of 24 × 32
@@ -206,6 +210,8 @@ def test_the_box_that_overlaps_most_is_responsible_and_else_the_nearest() -> Non
     assert terms["object"] == 0  # its confidence, 0, is what it overlaps
     assert terms["xy"] == pytest.approx(5 * 2)
     assert learner((1.5, 1.5, half, half), (1.5, 1.5, 0.9, half))[0] == 0
+    # Distances are shares of the picture: 1.25 cells of 32 pixels are nearer than 1.5 cells of 24.
+    assert learner((0.5, 2.0, half, half), (1.75, 0.5, half, half))[0] == 1
 
 
 def test_losses_of_perfect_predictions_vanish_and_decode_to_the_objects() -> None:
@@ -270,9 +276,8 @@ def test_every_parameter_learns(name) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("local", [None, 8])
-def test_two_pictures_are_learned_by_heart(local) -> None:
-    model = tiny("timm/test_resnet", local=local).train()
+def test_two_pictures_are_learned_by_heart_through_local_layers_too() -> None:
+    model = tiny("timm/test_resnet", local=8).train()
     truth = [
         target((10, 10, 22, 25, 0), (30, 20, 110, 90, 1)),
         target((60, 10, 84, 36, 2), (5, 40, 60, 80, 1)),
@@ -349,6 +354,23 @@ def test_the_first_twenty_layers_can_be_frozen() -> None:
     assert sum(isinstance(m, ConvUnit) for part in frozen for m in part.modules()) == 24
 
 
+def test_training_starts_from_a_file_of_the_first_layers(tmp_path) -> None:
+    model, said = tiny(), []
+    backbone = list(model.backbone.darknet_layers())
+    tensors = [tensor for layer in backbone for tensor in darknet_tensors(layer)]
+    numbers = [np.full(tensor.numel(), i + 1, "<f4") for i, tensor in enumerate(tensors)]
+    path = tmp_path / "body.conv.weights"
+    path.write_bytes(struct.pack("<4i", 0, 1, 0, 7) + np.concatenate(numbers).tobytes())
+    neck = {name: tensor.clone() for name, tensor in model.neck.state_dict().items()}
+    _start_from(model, path, said.append)
+    assert all((tensor == i + 1).all() for i, tensor in enumerate(tensors))
+    assert all(torch.equal(tensor, neck[name]) for name, tensor in model.neck.state_dict().items())
+    assert said == [f"{path}: the first 7 of 11 layers taken over; the others are new"]
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DetkitError, match="is too short by"):
+        _start_from(model, path, said.append)
+
+
 def test_names_of_the_weights_stay() -> None:
     names = [name for name in tiny(local=8).state_dict() if not name.startswith("backbone.")]
     unit = ["conv.weight", *(f"norm.{x}" for x in ("weight", "bias", "running_mean", "running_var"))]
@@ -375,9 +397,8 @@ def test_folding_batch_norm_changes_no_result(local) -> None:
     torch.testing.assert_close(last, before, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("local", [None, 8])
-def test_forward_is_the_same_after_export(local) -> None:
-    model = tiny(local=local)
+def test_forward_through_local_layers_is_the_same_after_export() -> None:
+    model = tiny(local=8)
     exported = torch.export.export(model, (batch().images,)).module()
     torch.testing.assert_close(exported(batch().images), model(batch().images))
 

@@ -10,7 +10,14 @@ from torch import nn
 from detkit.backbones.layers import ConvUnit
 from detkit.backbones.norm import DarknetNorm
 from detkit.errors import DetkitError
-from detkit.weights.darknet import darknet_tensors, load_darknet_weights, parse_cfg, read_cfg, read_weights
+from detkit.weights.darknet import (
+    darknet_tensors,
+    first_layers,
+    load_darknet_weights,
+    parse_cfg,
+    read_cfg,
+    read_weights,
+)
 
 CFG = """# a comment
 [net]
@@ -131,6 +138,13 @@ def test_a_connected_layer_has_its_batch_norm_after_its_weights():
     linear, norm = unit
     wanted = [norm.bias, linear.weight, norm.weight, norm.running_mean, norm.running_var]
     assert [t.data_ptr() for t in darknet_tensors(unit)] == [t.data_ptr() for t in wanted]
+
+
+def test_a_file_may_hold_the_first_layers_only(tmp_path):
+    layers = [ConvUnit(3, 4, 1), nn.Conv2d(4, 2, 3), nn.Linear(5, 6)]  # 28, 74 and 36 numbers
+    for numbers, count in ((28, 1), (27, 3), (102, 2), (103, 3), (138, 3), (139, 3)):
+        path = write(tmp_path / "a.weights", np.ones(numbers, "<f4"))
+        assert first_layers(layers, path) == layers[:count]
 
 
 def test_a_file_of_another_length_loads_nothing(tmp_path):
