@@ -12,6 +12,7 @@ import typer
 from detkit import __version__
 from detkit.errors import DetkitError
 
+from .anchors import anchors_command
 from .detect import detect_command
 from .eval import eval_command
 from .export import export_command
@@ -29,6 +30,7 @@ app.command("detect")(detect_command)
 app.command("eval")(eval_command)
 app.command("train")(train_command)
 app.command("export")(export_command)
+app.command("anchors")(anchors_command)
 
 
 def _print_version(wanted: bool) -> None:

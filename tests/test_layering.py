@@ -21,6 +21,7 @@ LAYERS = [
     {"data"},
     {"model"},
     {"evaluate", "predict", "train", "export"},
+    {"anchors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -20,7 +20,7 @@ from matplotlib.typing import ColorType
 
 from detkit.evaluate.records import Floats, Ints
 
-_INK, _MUTED, _GRID = "#222222", "#6b6b6b", "#e4e4e4"
+INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 _FEW, _LISTED = 10, 24
 _DASH = 8.0  # points
 
@@ -31,11 +31,11 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
     scores: the AP that stands beside each class. Ten classes or fewer get colours of their own; more are coloured by
     their AP; beyond 24 only the best and the worst are named.
     """
-    figure, axes = _canvas(6.5, 5.5, title)
+    figure, axes = canvas(6.5, 5.5, title)
     axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1), ylim=(0, 1.01))
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     if not curves:
-        axes.text(0.5, 0.5, "no objects to find", ha="center", color=_MUTED)
+        axes.text(0.5, 0.5, "no objects to find", ha="center", color=MUTED)
         return figure
     few, half = len(curves) <= _FEW, _LISTED // 2
     ranked = sorted(curves, key=lambda name: -scores[name])
@@ -48,7 +48,7 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
     if len(curves) > 1:
         mean = np.mean([scores[name] for name in curves])
         drawn.insert(0, (f"{mean:.3f}  mean of {len(curves)} classes", np.mean(list(curves.values()), axis=0)))
-        styles.insert(0, (_INK, 3.0))
+        styles.insert(0, (INK, 3.0))
     shapes = [tuple(np.round(precision, 2)) for _, precision in drawn]
     handles, labels = [], [label for label, _ in drawn]
     for index, ((_, precision), (color, width)) in enumerate(zip(drawn, styles, strict=True)):
@@ -58,10 +58,10 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
         style: str | tuple[float, tuple[float, float]] = "-"
         if others and few:  # curves that coincide take turns, so that each of them is seen
             style = (-before * dash, (dash, others * dash))
-        elif others and color == _INK:
+        elif others and color == INK:
             style = (0, (dash, dash))
         recall, precision = _until_zero(precision)
-        axes.step(recall, precision, color=color, linewidth=width, linestyle=style, zorder=3 if color == _INK else 2)
+        axes.step(recall, precision, color=color, linewidth=width, linestyle=style, zorder=3 if color == INK else 2)
         if len(curves) == 1:
             axes.fill_between(recall, precision, step="pre", color=color, alpha=0.12, linewidth=0)
     if len(curves) > _LISTED:
@@ -69,7 +69,7 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
         handles[half + 1 : -half] = [Line2D([], [], alpha=0)]
     axes.legend(
         handles, labels, title="AP and class", loc="upper left", bbox_to_anchor=(1.02, 1.01), borderaxespad=0,
-        frameon=False, fontsize=9 if len(labels) <= 12 else 7.8, title_fontsize=9, alignment="left", labelcolor=_INK,
+        frameon=False, fontsize=9 if len(labels) <= 12 else 7.8, title_fontsize=9, alignment="left", labelcolor=INK,
     )  # fmt: skip
     return figure
 
@@ -90,7 +90,7 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
     count = len(names)
     cell = max(0.18, 0.62 - 0.012 * count)  # inches
     side = max(3.4, cell * count)
-    figure, axes = _canvas(side, side, title)
+    figure, axes = canvas(side, side, title)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.6, 0, 1))  # brings out the rare
     font = min(10.0, cell * 50)  # names nearly fill their rows: many are to be read without zooming
     small = float(np.clip(cell * 20, 4.5, 9))
@@ -99,33 +99,33 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
     axes.set(xlabel="Detected as", ylabel="True class (number of objects)")
     axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
     axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
-    axes.grid(which="minor", color="white" if count <= 30 else _GRID, linewidth=1 if count <= 30 else 0.3)
+    axes.grid(which="minor", color="white" if count <= 30 else GRID, linewidth=1 if count <= 30 else 0.3)
     axes.tick_params(which="both", length=0)
     for line in (axes.axhline, axes.axvline):
-        line(count - 1.5, color=_MUTED, linewidth=1)
+        line(count - 1.5, color=MUTED, linewidth=1)
     for row, column in zip(*np.nonzero(matrix), strict=True):
         axes.text(
             column, row, _compact(matrix[row, column]), ha="center", va="center", fontsize=small,
-            color="white" if shares[row, column] > 0.45 else _INK,
+            color="white" if shares[row, column] > 0.45 else INK,
         )  # fmt: skip
     height = min(side, 4) / side
     scale = figure.add_axes((1 + 0.25 / side, (1 - height) / 2, 0.18 / side, height))
     bar = figure.colorbar(image, cax=scale)
-    bar.set_label("Share of the row", color=_MUTED, fontsize=max(font, 7))
-    bar.ax.tick_params(labelsize=max(font, 7), color=_MUTED, labelcolor=_MUTED)
+    bar.set_label("Share of the row", color=MUTED, fontsize=max(font, 7))
+    bar.ax.tick_params(labelsize=max(font, 7), color=MUTED, labelcolor=MUTED)
     bar.outline.set_visible(False)
     return figure
 
 
-def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """Make axes of this size in inches; what stands around them is cut to fit when the figure is saved (`to_png`)."""
     figure = Figure(figsize=(width, height), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_title(title, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=10)
+    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=10)
     axes.spines[:].set_visible(False)
-    axes.tick_params(color=_GRID, labelcolor=_MUTED)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
+    axes.tick_params(color=GRID, labelcolor=MUTED)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     axes.set_axisbelow(True)
     return figure, axes
 

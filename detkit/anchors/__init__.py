@@ -1,0 +1,1 @@
+"""Anchors for a data set: found, judged, drawn, and written into configs."""
