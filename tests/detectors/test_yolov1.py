@@ -340,6 +340,15 @@ def test_the_layers_follow_the_released_files() -> None:
         assert {id(p) for layer in found for p in layer.parameters()} == {id(p) for p in model.parameters()}
 
 
+def test_the_layers_of_a_file_are_in_the_order_in_which_they_run() -> None:
+    model, ran = tiny(local=8), []
+    layers = list(model.darknet_layers())
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, *_: ran.append(layer))
+    model(batch(1).images)
+    assert ran == layers
+
+
 def test_a_network_of_others_takes_no_darknet_weights() -> None:
     with pytest.raises(DetkitError, match="is not Darknet's"):
         list(tiny("timm/test_resnet").darknet_layers())
