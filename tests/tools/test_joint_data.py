@@ -1,0 +1,66 @@
+"""Joint data made of real pictures: what is boxed, what is only classified, and that a detector learns from it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.data.augment import Augment
+from detkit.data.dataset import load_dataset
+from detkit.data.loader import training_loader
+from detkit.model import build_detector, read_config
+from detkit.train.run import _relabel
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from joint_data import main
+
+
+@pytest.fixture(scope="module")
+def joint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("joint")
+    main([str(shared / "coco_subset"), str(out), "--never-boxed", "giraffe", "zebra"])
+    return out
+
+
+def test_boxes_name_groups_and_crops_name_classes(joint: Path, shared: Path) -> None:
+    whole = load_dataset(shared / "coco_subset", "train2017")
+    hidden = {whole.classes.index("giraffe"), whole.classes.index("zebra")}
+    with_hidden = [s.id for s in whole.samples if hidden & set(s.labels.tolist())]
+    assert len(with_hidden) == 10
+    boxed = load_dataset(joint / "boxes.yaml", "train")
+    assert {"animal", "vehicle", "person"} <= set(boxed.classes)
+    assert len(boxed.classes) == 12
+    assert len(boxed) == len(whole) - len(with_hidden)
+    assert not {s.id for s in boxed.samples} & set(with_hidden)
+    unseen = load_dataset(joint / "boxes.yaml", "unseen")
+    assert set(with_hidden) < {s.id for s in unseen.samples}
+    animal = boxed.classes.index("animal")
+    assert all(animal in sample.labels for sample in unseen.samples)
+    crops = load_dataset(joint / "crops")
+    assert {"giraffe", "zebra", "dog", "bus"} <= set(crops.classes)
+    assert not {"animal", "person"} & set(crops.classes)
+    train = load_dataset(joint / "joint.yaml", "train")
+    assert len(train) == len(boxed) + len(crops)
+    assert [s.somewhere for s in train.samples] == [False] * len(boxed) + [True] * len(crops)
+    assert json.loads((joint / "classes.json").read_text())["categories"][0]["name"] == "person"
+
+
+def test_every_kind_of_picture_teaches(joint: Path) -> None:
+    config = read_config("yolo9000_small_coco", ["preprocess.size=[64, 64]"])
+    data = _relabel(load_dataset(joint / "joint.yaml", "train"), tuple(config.classes), lambda line: None)
+    loader = training_loader(data, config.preprocess, Augment(), batch_size=16, seed=0)
+    batch, targets = next(iter(loader))
+    assert {bool(target.somewhere.any()) for target in targets} == {True, False}
+    torch.manual_seed(0)
+    terms = build_detector(config).train().losses(batch, targets)
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert terms["label_classes"] > 0
+    assert terms["classes"] > 0
+
+
+def test_a_class_that_the_tree_lacks_is_named(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="its tree has no class 'unicorn'"):
+        main([str(shared / "coco_subset"), str(tmp_path / "out"), "--never-boxed", "unicorn"])
+    assert not (tmp_path / "out").exists()
