@@ -9,6 +9,7 @@ from detkit.errors import DetkitError, nearest
 DETECTORS = {
     "darknet": "detkit.detectors.darknet:Darknet",
     "yolov1": "detkit.detectors.yolov1:YOLOv1",
+    "rcnn": "detkit.detectors.rcnn:RCNN",
     "fast_rcnn": "detkit.detectors.fast_rcnn:FastRCNN",
     "faster_rcnn": "detkit.detectors.faster_rcnn:FasterRCNN",
     "yolo9000": "detkit.detectors.yolo9000:YOLO9000",
