@@ -23,8 +23,10 @@ from detkit.detectors import detector_class
 from detkit.detectors.base import Detector
 from detkit.errors import DetkitError
 from detkit.ops.nms import Selection
-from detkit.preprocess import Preprocess
-from detkit.structures import Detections
+from detkit.preprocess import Preprocess, place_proposals
+from detkit.regions import ProposalConfig, Proposals, propose
+from detkit.structures import Batch, Detections
+from detkit.weights import torchvision
 from detkit.weights.checkpoint import has_header, load_state, read_header, read_tensors
 
 DEFAULT = "yolov3_fasternet_coco"
@@ -66,12 +68,14 @@ class ModelConfig(Strict):
 
     classes: a named list (`coco`, `voc`) or class names in the order of the labels. detector: `name` picks the class in
     detkit.detectors.DETECTORS, the other keys are its Config. preprocess, selection: what is done before and after.
+    proposals: where the boxes come from that fast_rcnn and rcnn look at.
     """
 
     classes: ClassNames
     detector: Annotated[SerializeAsAny[Strict], BeforeValidator(_detector_config)]
     preprocess: Preprocess
     selection: Selection = Selection()
+    proposals: ProposalConfig | None = None
 
     @model_validator(mode="after")
     def _classes_of_the_detector(self) -> Self:
@@ -82,6 +86,15 @@ class ModelConfig(Strict):
         if self.classes:
             raise ValueError("classes: the detector names its classes itself; leave the list empty")
         return self.model_copy(update={"classes": list(names)})
+
+    @model_validator(mode="after")
+    def _pictures_are_where_they_are_clipped(self) -> Self:
+        if getattr(self.detector, "clip", None) == "picture" and self.preprocess.mode != "shortest_edge":
+            raise ValueError(
+                "detector.clip: `picture` needs preprocess.mode shortest_edge, which places pictures at the top left; "
+                f"with {self.preprocess.mode} take `input`"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,7 @@ class Model:
     name: str
     device: torch.device
     precision: Precision
+    proposals: ProposalConfig | None = None
 
     def __call__(self, picture: str | Path | NDArray[np.uint8]) -> Detections:
         """Find objects in one picture."""
@@ -105,14 +119,34 @@ class Model:
             pixels = sample_picture(picture.removeprefix("sample:"))
         else:
             pixels = read_picture(Path(picture)) if isinstance(picture, str | Path) else picture
-        return self.predict([pixels])[0]
+        proposals = self.propose(pixels, None if isinstance(picture, np.ndarray) else str(picture))
+        return self.predict([pixels], proposals=[proposals] if proposals is not None else None)[0]
+
+    def propose(self, picture: NDArray[np.uint8], source: str | None = None) -> Proposals | None:
+        """Return the boxes in which the detector is to look; None where it finds them itself.
+
+        source: the picture's name, by which a file of proposals is searched.
+        """
+        return propose(picture, self.proposals, source) if self.proposals is not None else None
 
     @torch.inference_mode()
-    def predict(self, pictures: Sequence[NDArray[np.uint8]], selection: Selection | None = None) -> list[Detections]:
-        """Find objects in RGB pictures [H, W, 3] uint8 as one batch; boxes are in the pictures' own pixels."""
+    def predict(
+        self,
+        pictures: Sequence[NDArray[np.uint8]],
+        selection: Selection | None = None,
+        proposals: Sequence[Proposals] | None = None,
+    ) -> list[Detections]:
+        """Find objects in RGB pictures [H, W, 3] uint8 as one batch; boxes are in the pictures' own pixels.
+
+        proposals: of each picture, by default those that `propose` gives.
+        """
         if not pictures:
             return []
         batch, placements = self.preprocess(pictures)
+        if self.proposals is not None:
+            proposals = proposals or [propose(picture, self.proposals) for picture in pictures]
+            table = place_proposals([torch.from_numpy(found.boxes) for found in proposals], placements)
+            batch = Batch(batch.images, batch.sizes, table)
         dtype = _DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
             found = self.detector.detect(batch.to(self.device), selection or self.selection)
@@ -131,8 +165,9 @@ def load(
     """Load a model to detect with.
 
     name: a detkit checkpoint (.safetensors), a Darknet .cfg, or a shipped config's name or .yaml file; by default the
-    model that comes with detkit. weights: of a .cfg or a config (.weights, .safetensors, .pt, .pth), by default the
-    file of the same name beside it.
+    model that comes with detkit; or torchvision/fasterrcnn_resnet50_fpn and its like. weights: of a .cfg or a config
+    (.weights, .safetensors, .pt, .pth), by default the file of the same name beside it; of a model of torchvision by
+    default the released ones, which are downloaded.
     device: `auto` is the GPU where there is one. resize: overrides how a Darknet cfg's pictures are resized.
     settings: `key.subkey=value` overrides of the config. Raises DetkitError with one sentence on anything that is off.
     """
@@ -148,7 +183,7 @@ def load(
         preprocess = validate(Preprocess, preprocess.model_dump() | {"mode": resize}, f"--resize {resize}")
     for_inference(detector, target, precision)
     classes = class_names(config.classes)
-    return Model(detector, preprocess, config.selection, classes, Path(name).stem, target, precision)
+    return Model(detector, preprocess, config.selection, classes, Path(name).stem, target, precision, config.proposals)
 
 
 def read_model(
@@ -156,7 +191,9 @@ def read_model(
 ) -> tuple[ModelConfig, Detector]:
     """Read a model's config and its detector as it was trained, in evaluation mode; arguments and errors as `load`."""
     name, path = str(name), Path(name)
-    if path.suffix == ".cfg":
+    if name.startswith(torchvision.PREFIX):
+        config, detector = _from_torchvision(name, Path(weights) if weights else None, settings)
+    elif path.suffix == ".cfg":
         config, detector = _from_cfg(path, Path(weights) if weights else path.with_suffix(".weights"), settings)
     elif path.suffix == ".safetensors":
         if weights:
@@ -289,6 +326,15 @@ def _from_cfg(path: Path, weights: Path, settings: Sequence[str]) -> tuple[Model
     detector = build_detector(config)
     assert isinstance(detector, Darknet)
     load_darknet(detector, weights)
+    return config, detector
+
+
+def _from_torchvision(name: str, weights: Path | None, settings: Sequence[str]) -> tuple[ModelConfig, Detector]:
+    tensors = torchvision.read_torchvision(name, weights)
+    tree = torchvision.torchvision_model_config(name, len(tensors["head.score.bias"]) - 1)
+    config = validate(ModelConfig, override(tree, settings), name)
+    detector = build_detector(config)
+    load_state(detector, tensors, weights or name)
     return config, detector
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -21,7 +21,9 @@ from torch.nn import functional as F
 from detkit.config import Strict
 from detkit.errors import DetkitError
 from detkit.ops.boxes import area, clip
-from detkit.structures import Batch, Detections
+from detkit.structures import Batch, Candidates, Detections
+
+Channel = Annotated[float, Field(ge=0, le=1)]
 
 _CV2 = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
 
@@ -66,7 +68,7 @@ class Preprocess(Strict):
     interpolation: `linear`, `area`, `cubic`, `nearest` resize 8-bit pixels with OpenCV; `float_linear` resizes floats
       with half-pixel centres as torchvision does; `darknet` resizes floats with aligned corners, rounds sizes down and
       shifts boxes by the unrounded half margin as Darknet does.
-    fill: grey value of the margin, 0 … 1.
+    fill: value of the margin, 0 … 1: a grey, or red, green and blue.
     minimal: a letterbox is padded only to the next multiple of divisor instead of to the whole size.
     divisor: the canvas' sides are multiples of it.
     """
@@ -74,7 +76,7 @@ class Preprocess(Strict):
     mode: Literal["stretch", "letterbox", "shortest_edge"] = "letterbox"
     size: tuple[PositiveInt, PositiveInt] = (416, 416)
     interpolation: Literal["linear", "area", "cubic", "nearest", "float_linear", "darknet"] = "linear"
-    fill: float = Field(0.5, ge=0, le=1)
+    fill: Channel | tuple[Channel, Channel, Channel] = 0.5
     minimal: bool = False
     divisor: PositiveInt = 32
 
@@ -109,7 +111,7 @@ class Preprocess(Strict):
             _check_pixels(picture)
         placements = [self.place(*picture.shape[:2]) for picture in pictures]
         height, width = (max(side) for side in zip(*map(self._canvas, placements), strict=True))
-        canvas = torch.full((len(pictures), height, width, 3), self.fill * 255)
+        canvas = torch.tensor(self.fill).mul(255).expand(len(pictures), height, width, 3).contiguous()
         for row, picture, placement in zip(canvas, pictures, placements, strict=True):
             (top, left), (h, w) = map(int, placement.offset), placement.resized
             row[top : top + h, left : left + w] = self._resize(picture, placement.resized)
@@ -135,6 +137,14 @@ class Preprocess(Strict):
         planes = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
         planes = F.interpolate(planes, size, mode="bilinear", align_corners=self.interpolation == "darknet")
         return planes[0].permute(1, 2, 0)
+
+
+def place_proposals(boxes: Sequence[Tensor], placements: Sequence[Placement]) -> Candidates:
+    """Gather boxes [P, 4] of each picture, in its own pixels, in one table on the canvas, with score 1 and label 0."""
+    counts = torch.tensor([len(rows) for rows in boxes])
+    picture = torch.arange(len(boxes)).repeat_interleave(counts)
+    placed = torch.cat([place.to_canvas(rows) for rows, place in zip(boxes, placements, strict=True)])
+    return Candidates.from_flat(picture, placed, torch.ones(len(placed)), torch.zeros_like(picture), len(boxes))
 
 
 def _check_pixels(picture: object) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from detkit.backbones.base import Backbone
 from detkit.backbones.darknet import Darknet19, Darknet53, DarknetReference, Extraction, TinyDarknet
+from detkit.backbones.mobilenet import MobileNetV3Large
 from detkit.config import Strict
 from detkit.errors import DetkitError, nearest
 
@@ -13,6 +14,7 @@ BACKBONES: dict[str, Callable[[Sequence[int]], Backbone]] = {
     "darknet_reference": DarknetReference,
     "darknet_tiny": TinyDarknet,
     "extraction": Extraction,
+    "mobilenet_v3_large": MobileNetV3Large,
 }
 
 

@@ -176,7 +176,7 @@ class Augmenter:
             moving.append(albumentations.Resize(h, w, interpolation=interpolation))
             moving.append(albumentations.RandomCrop(min(h, window[0]), min(w, window[1])))
             # After the colours: the margin has the same grey in training and afterwards. Darknet distorts it too.
-            fill = round(preprocess.fill * 255)
+            fill = np.round(np.multiply(preprocess.fill, 255)).tolist()
             pad.append(albumentations.PadIfNeeded(*window, position="random", fill=fill))
         if not moving and not self._color:
             return picture, rows

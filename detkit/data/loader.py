@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from detkit.data.augment import Augment, Augmented, Augmenter, MultiScale, Size
+from detkit.data.augment import Augment, Augmenter, MultiScale, Size
 from detkit.data.sample import Dataset, count
 from detkit.errors import DetkitError
-from detkit.preprocess import Placement, Preprocess
-from detkit.structures import Batch, Candidates, Target
+from detkit.preprocess import Placement, Preprocess, place_proposals
+from detkit.structures import Batch, Target
 
 TrainingBatch = tuple[Batch, list[Target]]
 EvaluationBatch = tuple[Batch, list[Target], list[Placement], list[int]]
@@ -109,13 +109,16 @@ def evaluation_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    proposals: Sequence[NDArray[np.float32]] | None = None,
 ) -> Loader[EvaluationBatch]:
     """Return batches of the pictures in order, with targets in canvas pixels, placements and indices of the samples.
 
-    Errors: as `training_loader`.
+    proposals, errors: as `training_loader`.
     """
     return Loader(
-        _ReadEvaluation(dataset, preprocess), _Steps(dataset, preprocess, batch_size, rank, world_size), workers
+        _ReadEvaluation(dataset, preprocess, proposals),
+        _Steps(dataset, preprocess, batch_size, rank, world_size),
+        workers,
     )
 
 
@@ -217,7 +220,8 @@ class _ReadTraining:
         batch, placements = preprocess([sample.picture for sample in samples])
         targets = [_place(sample.target, place) for sample, place in zip(samples, placements, strict=True)]
         if self.proposals is not None:
-            batch = Batch(batch.images, batch.sizes, _table(samples, placements))
+            boxes = [sample.proposals for sample in samples if sample.proposals is not None]
+            batch = Batch(batch.images, batch.sizes, place_proposals(boxes, placements))
         return batch, targets
 
 
@@ -225,28 +229,20 @@ class _ReadTraining:
 class _ReadEvaluation:
     dataset: Dataset
     preprocess: Preprocess
+    proposals: Sequence[NDArray[np.float32]] | None
 
     def __call__(self, step: Step) -> EvaluationBatch:
         samples = [self.dataset.samples[i] for i in step.indices]
         batch, placements = self.preprocess([sample.read() for sample in samples])
+        if self.proposals is not None:
+            boxes = [torch.from_numpy(self.proposals[i]) for i in step.indices]
+            batch = Batch(batch.images, batch.sizes, place_proposals(boxes, placements))
         targets = [_place(sample.target(), place) for sample, place in zip(samples, placements, strict=True)]
         return batch, targets, placements, list(step.indices)
 
 
 def _place(target: Target, placement: Placement) -> Target:
     return replace(target, boxes=placement.to_canvas(target.boxes))
-
-
-def _table(samples: Sequence[Augmented], placements: Sequence[Placement]) -> Candidates:
-    boxes = [
-        place.to_canvas(sample.proposals)
-        for sample, place in zip(samples, placements, strict=True)
-        if sample.proposals is not None
-    ]
-    counts = torch.tensor([len(rows) for rows in boxes])
-    picture = torch.arange(len(boxes)).repeat_interleave(counts)
-    flat = torch.cat(boxes)
-    return Candidates.from_flat(picture, flat, torch.ones(len(flat)), torch.zeros_like(picture), len(boxes))
 
 
 def _as_it_is(item: Item) -> Item:

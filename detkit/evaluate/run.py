@@ -15,6 +15,7 @@ from detkit.data.ahead import read_ahead
 from detkit.data.dataset import Dataset
 from detkit.data.names import match_classes
 from detkit.data.picture import MAX_PIXELS
+from detkit.data.proposals import proposals_of
 from detkit.data.sample import count
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator, CocoResult, Program
@@ -100,12 +101,15 @@ def evaluate_model(
         selection = model.selection.model_copy(update={"score": 0.001, "max_detections": 100})
     if None in to_data:  # other classes shall not take places among `max_detections`
         selection = selection.model_copy(update={"labels": tuple(sorted(data_label))})
+    proposed = proposals_of(data, model.proposals, max_pixels=max_pixels) if model.proposals is not None else None
+    proposals = iter(proposed) if proposed is not None else None
     samples = iter(data.samples)
     readers = (partial(sample.read, max_pixels=max_pixels) for sample in data.samples)
     pictures = read_ahead(readers, lambda picture: picture.size // 3, workers=_READERS, ahead=2 * batch_size)
     with closing(pictures):
         while batch := list(islice(pictures, batch_size)):
-            found = model.predict(batch, selection)
+            given = list(islice(proposals, len(batch))) if proposals is not None else None
+            found = model.predict(batch, selection, given)
             del batch  # or its pictures would stay while the next ones gather
             for sample, detections in zip(islice(samples, len(found)), found, strict=True):
                 evaluator.update(sample.id, detections)

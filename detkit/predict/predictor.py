@@ -103,8 +103,9 @@ def _predict(
     """Run the model on batches of the frames; failures keep their place."""
     frames = iter(frames)
     while items := list(islice(frames, batch_size)):
-        pictures = [item.picture for item in items if isinstance(item, Frame)]
-        found = iter(model.predict(pictures, selection) if pictures else [])
+        whole = [item for item in items if isinstance(item, Frame)]
+        proposals = [boxes for item in whole if (boxes := model.propose(item.picture, item.source.name)) is not None]
+        found = iter(model.predict([item.picture for item in whole], selection, proposals) if whole else [])
         for item in items:
             yield Result(item, next(found)) if isinstance(item, Frame) else item
 

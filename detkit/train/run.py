@@ -36,12 +36,15 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import Progress
 
 from detkit.config import override, read_yaml, validate
 from detkit.data.dataset import load_dataset
 from detkit.data.loader import evaluation_loader, training_loader
 from detkit.data.names import class_names, match_classes
+from detkit.data.proposals import proposals_of
 from detkit.data.sample import Dataset, count
 from detkit.detectors.base import Detector
 from detkit.errors import DetkitError
@@ -186,8 +189,11 @@ def _fit(
         trainer.precision_plugin.load_state_dict(state["precision"])
     share: Any = {"batch_size": config.train.batch_size // trainer.world_size, "workers": config.train.workers}
     share |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    loader = training_loader(learned, config.preprocess, config.augment, seed=config.train.seed, **share)
-    evaluation = evaluation_loader(evaluated, config.preprocess, **share)
+    to_learn, to_evaluate = (_proposals(dataset, config, console) for dataset in (learned, evaluated))
+    loader = training_loader(
+        learned, config.preprocess, config.augment, seed=config.train.seed, proposals=to_learn, **share
+    )
+    evaluation = evaluation_loader(evaluated, config.preprocess, proposals=to_evaluate, **share)
     if folder is not None:
         write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         found = job.data if job.data.startswith("sample:") else str(Path(job.data).resolve())
@@ -282,6 +288,17 @@ def _load_data(job: Job, config: TrainConfig, say: Callable[[str], None]) -> tup
     if not set(match_classes(classes, evaluated.classes).to_model) - {None}:
         raise DetkitError(f"{evaluated.source}: none of the classes to learn is in the split {evaluated.split!r}")
     return learned, evaluated, classes
+
+
+def _proposals(dataset: Dataset, config: TrainConfig, console: Console | None) -> list[NDArray[np.float32]] | None:
+    """Make the proposals of every picture, or take them from their cache, if the detector looks at such."""
+    if config.proposals is None:
+        return None
+    bar = Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
+    with bar:
+        task = bar.add_task("proposals", total=len(dataset))
+        found = proposals_of(dataset, config.proposals, advance=lambda cached: bar.advance(task))
+    return [proposals.boxes for proposals in found]
 
 
 def _relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], None]) -> Dataset:
