@@ -163,6 +163,15 @@ def test_losses_in_odd_cases_are_the_papers(objects) -> None:
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected)
 
 
+def test_pictures_with_nothing_to_learn_teach_that_there_is_nothing() -> None:
+    raw = drawn(2)
+    found = believing(tiny(), raw).losses(batch(), [target(), target((10, 10, 22, 25, 0), crowd=(0,))])
+    confidences = raw[:, SIDE * SIDE * CLASSES : SIDE * SIDE * (CLASSES + BOXES)].square()
+    confidences[1, :BOXES] = 0  # the crowd's cell, the first, is told nothing
+    assert found.pop("no_object").item() == pytest.approx(0.5 * confidences.sum().item() / 2)
+    assert {name: value.item() for name, value in found.items()} == dict.fromkeys(found, 0)
+
+
 def test_losses_are_means_over_pictures_and_weighted() -> None:
     one = tiny().losses(batch(1), TARGETS[:1])
     twice = tiny().losses(Batch(batch(1).images.repeat(2, 1, 1, 1), batch(2).sizes), TARGETS[:1] * 2)
