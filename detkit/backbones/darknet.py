@@ -31,19 +31,48 @@ class Residual(nn.Module):
 
 
 class DarknetBackbone(Backbone):
-    """A body of Darknet's, whose convolutions are registered in the order of a .weights file."""
+    """A body of Darknet's: stages, each at another stride, whose convolutions come in the order of a .weights file.
 
-    def _give(self, strides: Sequence[int], by_stride: dict[int, int]) -> None:
-        """Declare maps of these strides; by_stride: the channels of every map that there is."""
-        unknown = set(strides) - set(by_stride)
+    strides: of the maps wanted. stages: each with its map's stride and channels, finest first; what comes after the
+    coarsest map wanted is left out.
+    """
+
+    def __init__(self, strides: Sequence[int], stages: Sequence[tuple[int, int, nn.Module]]) -> None:
+        super().__init__()
+        by_stride = {stride: channels for stride, channels, _ in stages}
+        unknown = set(strides) - (set(by_stride) - {1})
         if unknown:
-            raise ValueError(f"no map of stride {min(unknown)}: this backbone has {', '.join(map(str, by_stride))}")
+            known = ", ".join(str(stride) for stride in by_stride if stride > 1)
+            raise ValueError(f"no map of stride {min(unknown)}: this backbone has {known}")
         self.strides = tuple(sorted(strides))
         self.channels = tuple(by_stride[stride] for stride in self.strides)
+        self.stages = nn.ModuleList(stage for stride, _, stage in stages if stride <= self.strides[-1])
+        self._stage_strides = tuple(by_stride)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] → one map per wanted stride, finest first."""
+        x = images
+        maps = []
+        for stage, stride in zip(self.stages, self._stage_strides, strict=False):
+            x = stage(x)
+            if stride in self.strides:
+                maps.append(x)
+        return maps
 
     def darknet_layers(self) -> Iterator[ConvUnit]:
         """The convolutions in the order of a .weights file."""
         return (module for module in self.modules() if isinstance(module, ConvUnit))
+
+
+def _convolutions(channels: int, layers: Sequence[tuple[int, int]]) -> list[nn.Module]:
+    """Convolutions one after the other, by (kernel, channels)."""
+    widths = [channels, *(width for _, width in layers)]
+    return [ConvUnit(a, b, kernel) for (kernel, _), (a, b) in zip(layers, pairwise(widths), strict=True)]
+
+
+def _halved(*layers: nn.Module) -> nn.Sequential:
+    """What begins with 2×2 max-pooling."""
+    return nn.Sequential(nn.MaxPool2d(2, 2), *layers)
 
 
 class Extraction(DarknetBackbone):
@@ -54,34 +83,16 @@ class Extraction(DarknetBackbone):
     """
 
     def __init__(self, strides: Sequence[int] = (32,)) -> None:
-        super().__init__()
-        stages = (  # kernel and channels of each convolution
-            [(7, 64)],
-            [(3, 192)],
-            [(1, 128), (3, 256), (1, 256), (3, 512)],
-            [(1, 256), (3, 512)] * 4 + [(1, 512), (3, 1024)],
-            [(1, 512), (3, 1024)] * 2,
-        )
-        self.stages = nn.ModuleList()
-        channels = 3
-        for stage in stages:
-            layers = nn.Sequential()
-            for kernel, width in stage:
-                layers.append(ConvUnit(channels, width, kernel, stride=2 if kernel == 7 else 1))
-                channels = width
-            self.stages.append(layers)
-        self.pool = nn.MaxPool2d(2, 2)
-        self._give(strides, {2: 64, 4: 192, 8: 512, 16: 1024, 32: 1024})
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → one map per wanted stride, finest first."""
-        x = images
-        maps = []
-        for level, stage in enumerate(self.stages):
-            x = stage(self.pool(x) if level else x)
-            if 2 ** (level + 1) in self.strides:
-                maps.append(x)
-        return maps
+        middle = [(1, 128), (3, 256), (1, 256), (3, 512)]
+        late = [(1, 256), (3, 512)] * 4 + [(1, 512), (3, 1024)]
+        stages = [
+            (2, 64, nn.Sequential(ConvUnit(3, 64, 7, stride=2))),
+            (4, 192, _halved(ConvUnit(64, 192, 3))),
+            (8, 512, _halved(*_convolutions(192, middle))),
+            (16, 1024, _halved(*_convolutions(512, late))),
+            (32, 1024, _halved(*_convolutions(1024, [(1, 512), (3, 1024)] * 2))),
+        ]
+        super().__init__(strides, stages)
 
 
 class DarknetReference(DarknetBackbone):
@@ -91,21 +102,7 @@ class DarknetReference(DarknetBackbone):
     """
 
     def __init__(self, strides: Sequence[int] = (64,)) -> None:
-        super().__init__()
-        channels = (3, 16, 32, 64, 128, 256, 512, 1024)
-        self.stages = nn.ModuleList(ConvUnit(a, b, 3) for a, b in pairwise(channels))
-        self.pool = nn.MaxPool2d(2, 2)
-        self._give(strides, {2: 32, 4: 64, 8: 128, 16: 256, 32: 512, 64: 1024})
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → one map per wanted stride, finest first."""
-        x = images
-        maps = []
-        for level, conv in enumerate(self.stages):
-            x = conv(self.pool(x) if level else x)
-            if 2**level in self.strides:
-                maps.append(x)
-        return maps
+        super().__init__(strides, _doubling(1024))
 
 
 class Darknet19(DarknetBackbone):
@@ -115,30 +112,11 @@ class Darknet19(DarknetBackbone):
     """
 
     def __init__(self, strides: Sequence[int] = (16, 32)) -> None:
-        super().__init__()
-        channels = (3, 32, 64, 128, 256, 512, 1024)
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                ConvUnit(before, after, 3),
-                *(
-                    ConvUnit(after, after // 2, 1) if i % 2 == 0 else ConvUnit(after // 2, after, 3)
-                    for i in range(more)
-                ),
-            )
-            for (before, after), more in zip(pairwise(channels), (0, 0, 2, 2, 4, 4), strict=True)
-        )
-        self.pool = nn.MaxPool2d(2, 2)
-        self._give(strides, {2: 64, 4: 128, 8: 256, 16: 512, 32: 1024})
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → one map per wanted stride, finest first."""
-        x = images
-        maps = []
-        for level, stage in enumerate(self.stages):
-            x = stage(self.pool(x) if level else x)
-            if 2**level in self.strides:
-                maps.append(x)
-        return maps
+        stages: list[tuple[int, int, nn.Module]] = [(1, 32, nn.Sequential(ConvUnit(3, 32, 3)))]
+        for stride, width, pairs in ((2, 64, 0), (4, 128, 1), (8, 256, 1), (16, 512, 2), (32, 1024, 2)):
+            layers = [(3, width), *[(1, width // 2), (3, width)] * pairs]
+            stages.append((stride, width, _halved(*_convolutions(width // 2, layers))))
+        super().__init__(strides, stages)
 
 
 class Darknet53(DarknetBackbone):
@@ -148,23 +126,11 @@ class Darknet53(DarknetBackbone):
     """
 
     def __init__(self, strides: Sequence[int] = (8, 16, 32)) -> None:
-        super().__init__()
-        self.stem = ConvUnit(3, 32, 3)
-        self.stages = nn.ModuleList(
-            nn.Sequential(ConvUnit(channels // 2, channels, 3, stride=2), *(Residual(channels) for _ in range(blocks)))
-            for channels, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4))
-        )
-        self._give(strides, {2: 64, 4: 128, 8: 256, 16: 512, 32: 1024})
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → one map per wanted stride, finest first."""
-        x = self.stem(images)
-        maps = []
-        for level, stage in enumerate(self.stages):
-            x = stage(x)
-            if 2 ** (level + 1) in self.strides:
-                maps.append(x)
-        return maps
+        stages: list[tuple[int, int, nn.Module]] = [(1, 32, nn.Sequential(ConvUnit(3, 32, 3)))]
+        for stride, width, blocks in ((2, 64, 1), (4, 128, 2), (8, 256, 8), (16, 512, 8), (32, 1024, 4)):
+            down = ConvUnit(width // 2, width, 3, stride=2)
+            stages.append((stride, width, nn.Sequential(down, *(Residual(width) for _ in range(blocks)))))
+        super().__init__(strides, stages)
 
 
 class TinyDarknet(DarknetBackbone):
@@ -174,22 +140,17 @@ class TinyDarknet(DarknetBackbone):
     """
 
     def __init__(self, strides: Sequence[int] = (16, 32)) -> None:
-        super().__init__()
-        channels = (16, 32, 64, 128, 256, 512)
-        self.stages = nn.ModuleList(ConvUnit(a, b, 3) for a, b in zip((3, *channels), channels, strict=False))
-        self.pool = nn.MaxPool2d(2, 2)
-        self.last = nn.Sequential(SamePool(2), ConvUnit(512, 1024, 3))
-        self._give(strides, {2: 32, 4: 64, 8: 128, 16: 256, 32: 1024})
+        *stages, (stride, channels, last) = _doubling(512)
+        last = nn.Sequential(*last, SamePool(2), ConvUnit(channels, 1024, 3))
+        super().__init__(strides, [*stages, (stride, 1024, last)])
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → one map per wanted stride, finest first."""
-        x = images
-        maps = []
-        for level, conv in enumerate(self.stages):
-            x = conv(self.pool(x) if level else x)
-            if 0 < level < 5 and 2**level in self.strides:
-                maps.append(x)
-        return [*maps, self.last(x)] if 32 in self.strides else maps
+
+def _doubling(most: int) -> list[tuple[int, int, nn.Sequential]]:
+    """Stages of one 3×3 convolution each, from 16 channels to the most, with 2×2 max-pooling between them."""
+    stages = [(1, 16, nn.Sequential(ConvUnit(3, 16, 3)))]
+    while (width := 2 * stages[-1][1]) <= most:
+        stages.append((width // 16, width, _halved(ConvUnit(width // 2, width, 3))))
+    return stages
 
 
 class DarknetClassifier(nn.Module):

@@ -282,7 +282,8 @@ class FasterRCNN(Detector):
         rpn, every = self.config.rpn, torch.full_like(levels[:, 0], boxes.shape[1])
         rule = Selection(score=rpn.score, iou=rpn.iou, max_detections=numbers.after, max_candidates=10**9)
         found = select(Candidates(boxes, scores, levels, every), rule)
-        if found.boxes.device.type == "cpu":  # the padding goes; on a GPU, to know its length would mean to wait
+        # The padding goes; on a GPU, to know its length would mean to wait, and in an exported network it has none.
+        if found.boxes.device.type == "cpu" and not torch.compiler.is_exporting():
             most = int(found.count.max())
             found = Candidates(found.boxes[:, :most], found.scores[:, :most], found.labels[:, :most], found.count)
         return found

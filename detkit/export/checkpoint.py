@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,28 +13,17 @@ from detkit.model import read_model
 from detkit.weights.checkpoint import Header, has_header, read_header, save_checkpoint
 
 
-def export_checkpoint(
-    out: Path,
-    name: str | Path,
-    weights: Path | None = None,
-    *,
-    half: bool = False,
-    metrics: dict[str, Any] | None = None,
-    settings: Sequence[str] = (),
-) -> None:
+def export_checkpoint(out: Path, name: str | Path, weights: Path | None = None, *, half: bool = False) -> None:
     """Write a model, named as for `detkit.load`, as one file that needs neither config nor weights beside it.
 
     half: matrices and kernels are stored as float16, which halves the file; vectors, that is biases and batch norm,
-    stay float32. What reads the file computes in float32 all the same. metrics: what the header says was measured, by
-    default what it said before. Raises DetkitError for numbers beyond float16.
+    stay float32. What reads the file computes in float32 all the same. A checkpoint's scores are kept. Raises
+    DetkitError for numbers beyond float16.
     """
-    config, detector = read_model(name, weights, settings)
-    source = Path(name)
-    if metrics is None and source.suffix == ".safetensors" and has_header(source):
-        metrics = read_header(source).metrics
+    config, detector = read_model(name, weights)
     tensors = {key: _half(key, value) if half else value for key, value in detector.state_dict().items()}
-    header = Header(config.model_dump(mode="json"), class_names(config.classes), metrics or {})
-    save_checkpoint(out, tensors, header)
+    metrics = read_header(Path(name)).metrics if has_header(Path(name)) else {}
+    save_checkpoint(out, tensors, Header(config.model_dump(mode="json"), class_names(config.classes), metrics))
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:

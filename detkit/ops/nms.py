@@ -113,18 +113,29 @@ def _by_score(candidates: Candidates, selection: Selection) -> Candidates:
 
 
 def _greedy_on_cpu(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    labels = torch.zeros_like(table.labels) if selection.class_agnostic else table.labels
+    boxes = table.boxes.detach().float().contiguous()
+    index, count = _compiled_greedy(boxes, labels.contiguous(), table.count, selection.iou, length)
+    return index, table.scores.gather(1, index), count
+
+
+@torch.library.custom_op(
+    "detkit::greedy_nms",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor boxes, Tensor labels, Tensor count, float iou, int length) -> (Tensor, Tensor)",
+)
+def _compiled_greedy(boxes: Tensor, labels: Tensor, count: Tensor, iou: float, length: int) -> tuple[Tensor, Tensor]:
+    """Greedy NMS as one operation, so that a network that selects inside can be exported: see kernels/nms_cpu.py."""
     from detkit.ops.kernels.nms_cpu import greedy_nms  # compiles on its first use
 
-    labels = torch.zeros_like(table.labels) if selection.class_agnostic else table.labels
-    index, count = greedy_nms(
-        table.boxes.detach().float().contiguous().numpy(),
-        labels.contiguous().numpy(),
-        table.count.numpy(),
-        selection.iou,
-        length,
-    )
-    rows = torch.from_numpy(index)
-    return rows, table.scores.gather(1, rows), torch.from_numpy(count)
+    index, taken = greedy_nms(boxes.numpy(), labels.numpy(), count.numpy(), iou, length)
+    return torch.from_numpy(index), torch.from_numpy(taken)
+
+
+@_compiled_greedy.register_fake
+def _shapes_of_greedy(boxes: Tensor, labels: Tensor, count: Tensor, iou: float, length: int) -> tuple[Tensor, Tensor]:
+    return labels.new_empty(len(boxes), length), torch.empty_like(count)
 
 
 def _round_by_round(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:

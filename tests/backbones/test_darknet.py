@@ -39,6 +39,15 @@ def test_any_strides_are_given_finest_first() -> None:
     assert [m.shape[-1] for m in network.eval()(torch.rand(1, 3, 64, 64))] == [16, 2]
 
 
+@pytest.mark.parametrize("name", ["extraction", "darknet_reference", "darknet19", "darknet53", "darknet_tiny"])
+def test_nothing_is_built_that_no_map_needs(name: str) -> None:
+    network = build_backbone(BackboneConfig(name=name), (4, 8)).train()
+    fine, coarse = network(torch.rand(2, 3, 64, 64))
+    assert (fine.shape[-1], coarse.shape[-1]) == (16, 8)
+    coarse.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 def test_a_stride_that_is_not_there_is_named() -> None:
     with pytest.raises(DetkitError, match="darknet53 has no map of stride 64"):
         build_backbone(BackboneConfig(name="darknet53"), (32, 64))

@@ -6,7 +6,7 @@ from detkit.backbones import BackboneConfig, build_backbone
 @pytest.mark.parametrize(
     ("name", "stages", "first"),
     [
-        ("darknet53", 5, {"stem", "stages"}),
+        ("darknet53", 6, {"stages"}),
         ("darknet_tiny", 6, {"stages"}),
         ("timm/resnet18", 4, {"conv1", "bn1", "layer1"}),
         ("timm/swin_tiny_patch4_window7_224", 4, {"patch_embed", "layers_0"}),

@@ -231,28 +231,6 @@ def test_every_parameter_learns(name) -> None:
     assert not dead
 
 
-@pytest.mark.slow
-def test_two_pictures_are_learned_by_heart() -> None:
-    model = tiny().train()
-    truth = [
-        target((10, 10, 22, 25, 0), (30, 20, 110, 90, 1)),
-        target((60, 10, 84, 36, 2), (5, 40, 60, 80, 1)),
-    ]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, 200)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss = sum(model.losses(batch(), truth).values())
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    assert loss.item() < 1
-    for found, expected in zip(model.detect(batch(), Selection(score=0.5)), truth, strict=True):
-        assert sorted(found.labels.tolist()) == sorted(expected.labels.tolist())
-        for box, label in zip(expected.boxes.tolist(), expected.labels.tolist(), strict=True):
-            assert max(iou(box, other) for other in found.boxes[found.labels == label].tolist()) > 0.85
-
-
 def test_the_layers_follow_the_released_files() -> None:
     counts = {"yolov3_tiny_coco": (13, 8_858_734), "yolov3_darknet53_coco": (75, 62_001_757)}
     for name, (layers, parameters) in counts.items():
@@ -296,12 +274,6 @@ def test_folding_batch_norm_changes_no_result() -> None:
     fold_batch_norm(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     torch.testing.assert_close(model(batch().images), before, atol=1e-4, rtol=1e-4)
-
-
-def test_forward_is_the_same_after_export() -> None:
-    model = tiny()
-    exported = torch.export.export(model, (batch().images,)).module()
-    torch.testing.assert_close(exported(batch().images), model(batch().images))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import csv
 import errno
 import itertools
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,25 @@ def test_other_classes_start_anew_where_the_shapes_differ(
     assert other == {f"heads.{level}.{part}" for level in (0, 1) for part in ("weight", "bias")}
     first = next(iter(new))
     torch.testing.assert_close(new[first], old[first], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_one_picture_is_enough(config: Path, tmp_path: Path) -> None:
+    result = train(config, Job("sample:shapes?pictures=1&size=96"), settings=["train.epochs=2"], out=tmp_path / "run")
+    assert result is not None
+    assert result.last["step"] == 2
+    assert load(tmp_path / "run/best.safetensors", device="cpu").predict([]) == []
+
+
+@pytest.mark.slow
+def test_a_class_that_is_never_seen_is_never_scored(config: Path, data: str, tmp_path: Path) -> None:
+    known = [*load_dataset(data, "train").classes, "unicorn"]
+    result = train(config, Job(data), settings=[f"classes={known}", "train.epochs=1"], out=tmp_path / "run")
+    assert result is not None
+    assert all(math.isfinite(value) for value in result.last.values() if value is not None)
+    model = load(tmp_path / "run/last.safetensors", device="cpu")
+    assert model.classes == tuple(known)
+    assert result.last["AP"] == pytest.approx(evaluate_model(model, load_dataset(data, "val")).result.AP, abs=1e-3)
 
 
 def test_training_ends_when_the_score_no_longer_rises(config: Path, data: str, tmp_path: Path) -> None:
