@@ -27,7 +27,11 @@ def train_command(
         typer.Option(help="A new or empty folder for the run.", show_default="runs/train/<n>, the next free number"),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Weights to start from; layers that know other classes start anew.")
+        Path | None,
+        typer.Option(
+            help="Weights to start from: a file, or a config that comes with its own; layers that know other classes "
+            "start anew."
+        ),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with the run of this folder after its last whole epoch.")

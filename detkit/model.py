@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detkit.backbones.norm import DarknetNorm
-from detkit.config import Strict, find_config, nested, override, read_yaml, validate
+from detkit.config import Strict, find_config, nested, override, read_yaml, shipped_configs, validate
 from detkit.data.names import class_names
 from detkit.data.picture import read_picture, sample_picture
 from detkit.detectors import detector_class
@@ -223,7 +223,7 @@ def read_model(
 def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
     """Read the model of a shipped config's name or of a .yaml file, with `key.subkey=value` overrides.
 
-    The sections that only training reads are passed over, and so is the backbone's `pretrained`: the weights come from
+    The sections that only training reads are passed over, and so is the start of the backbone: the weights come from
     a file, and nothing is downloaded.
     """
     path = find_config(name)
@@ -236,7 +236,8 @@ def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
 def _without_download(tree: dict[str, Any]) -> dict[str, Any]:
     backbone = tree["detector"].get("backbone") if isinstance(tree.get("detector"), dict) else None
     if isinstance(backbone, dict):
-        backbone.pop("pretrained", None)
+        for start in ("pretrained", "weights"):
+            backbone.pop(start, None)
     return tree
 
 
@@ -271,6 +272,13 @@ def build_detector(config: ModelConfig) -> Detector:
         reason = str(error).splitlines()[0] if str(error) else "out of memory"
         raise DetkitError(f"detector: cannot be built with these sizes: {reason}") from None
     return detector.eval()
+
+
+def weights_file(name: str | Path) -> Path:
+    """Return the file of weights of that name: a path, or a shipped config's name, whose weights come with detkit."""
+    config = shipped_configs().get(str(name))
+    beside = config.with_suffix(".safetensors") if config is not None else None
+    return beside if beside is not None and beside.exists() else Path(name)
 
 
 def load_weights(detector: Detector, path: Path) -> None:

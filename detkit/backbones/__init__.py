@@ -1,6 +1,10 @@
 """Networks that turn a picture into feature maps, by name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+
+from pydantic import model_validator
 
 from detkit.backbones.base import Backbone
 from detkit.backbones.darknet import Darknet19, Darknet53, DarknetReference, Extraction, TinyDarknet
@@ -21,11 +25,19 @@ BACKBONES: dict[str, Callable[[Sequence[int]], Backbone]] = {
 class BackboneConfig(Strict):
     """Which backbone: one of ours by name, or `timm/<model>` for any model of timm that gives feature maps.
 
-    pretrained: download timm's weights of that name when the model is built for training.
+    pretrained: download timm's weights of that name when the model is built for training. weights: a checkpoint whose
+    backbone training starts from, or a config that comes with one; nothing reads it afterwards.
     """
 
     name: str
     pretrained: bool = False
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> BackboneConfig:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights are two starts; keep one")
+        return self
 
 
 def build_backbone(config: BackboneConfig, strides: Sequence[int], size_hw: tuple[int, int] | None = None) -> Backbone:

@@ -51,7 +51,7 @@ from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.records import GroundTruth
 from detkit.files import explained, write_atomically
-from detkit.model import build_detector, load_weights
+from detkit.model import build_detector, load_weights, weights_file
 from detkit.predict.runs import next_run, require_free
 from detkit.train.callbacks import STATE, Display, Record
 from detkit.train.config import TrainConfig, model_tree, read_train_config
@@ -105,11 +105,11 @@ def train(
 ) -> Trained | None:
     """Train the detector of a config: a shipped one's name or a .yaml file, with `key.subkey=value` overrides.
 
-    out: a new or empty folder, by default `runs/train/<n>`. weights: what to start from; tensors that have another
-    shape, as those of other classes have, keep their random start, and so do the layers behind the last one of a
-    Darknet file that holds only the first. console: where to tell how it goes. Of several processes only the first one
-    writes and returns something. Raises DetkitError when the config, the data or the weights are off, a loss is no
-    longer finite, or the folder cannot be written.
+    out: a new or empty folder, by default `runs/train/<n>`. weights: what to start from, a file or a config that comes
+    with its own; tensors that have another shape, as those of other classes have, keep their random start, and so do
+    the layers behind the last one of a Darknet file that holds only the first. console: where to tell how it goes. Of
+    several processes only the first one writes and returns something. Raises DetkitError when the config, the data or
+    the weights are off, a loss is no longer finite, or the folder cannot be written.
     """
     options = read_train_config(config, settings)
     trainer = _trainer(options, job)
@@ -118,8 +118,9 @@ def train(
     options = options.model_copy(update={"classes": list(classes)})
     torch.manual_seed(options.train.seed)
     detector = build_detector(options)
+    _start_backbone(detector, options, say)
     if weights is not None:
-        _start_from(detector, weights, say)
+        _start_from(detector, weights_file(weights), say)
     folder = None
     if trainer.is_global_zero:
         folder = _new_folder(out)
@@ -344,6 +345,19 @@ def _start_from(detector: Detector, path: Path, say: Callable[[str], None]) -> N
         say(
             f"{path}: {len(own) - len(fresh)} of {len(own)} tensors taken over; new, of other shape: {', '.join(fresh)}"
         )
+
+
+def _start_backbone(detector: Detector, config: TrainConfig, say: Callable[[str], None]) -> None:
+    """Load the backbone of another model, as `backbone.weights` asks; what it has beyond the own one is left."""
+    source = getattr(getattr(config.detector, "backbone", None), "weights", None)
+    if source is None:
+        return
+    path, prefix = weights_file(source), "backbone."
+    tensors = read_tensors(path)
+    backbone = detector.get_submodule("backbone")
+    own = {name: tensors[prefix + name] for name in backbone.state_dict() if prefix + name in tensors}
+    load_state(backbone, own, f"backbone.weights: {path}")
+    say(f"{path}: its backbone taken over, {count(len(own), 'tensor')}")
 
 
 def _new_folder(out: Path | None) -> Path:

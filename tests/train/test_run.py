@@ -117,6 +117,36 @@ def test_other_classes_start_anew_where_the_shapes_differ(
     torch.testing.assert_close(new[first], old[first], rtol=0, atol=1e-6)
 
 
+def test_a_backbone_starts_where_another_ended(trained: Trained, config: Path, data: str, tmp_path: Path) -> None:
+    source = trained.folder / "last.safetensors"
+    settings = ["train.epochs=1", "train.freeze=backbone", f"detector.backbone.weights={source}"]
+    result = train(config, Job(data), settings=[*settings, "detector.levels.0.width=32"], out=tmp_path / "run")
+    assert result is not None
+    before, after = read_tensors(source), read_tensors(tmp_path / "run/last.safetensors")
+    shared = [name for name in after if name.startswith("backbone.")]
+    assert len(shared) > 10
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+    source.rename(tmp_path / "gone")
+    try:  # whoever uses the new model needs the old one no more
+        load(tmp_path / "run/last.safetensors", device="cpu")
+    finally:
+        (tmp_path / "gone").rename(source)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["backbone.weights=nowhere.safetensors"], r"nowhere\.safetensors: no such file"),
+        (["backbone.weights=yolov3_darknet53_coc"], "yolov3_darknet53_coc: no such file"),
+        (["backbone.weights=x.safetensors", "backbone.pretrained=true"], "are two starts"),
+    ],
+)
+def test_a_start_that_cannot_be_is_named(config: Path, data: str, tmp_path: Path, settings, message) -> None:
+    with pytest.raises(DetkitError, match=message):
+        train(config, Job(data), settings=[f"detector.{s}" for s in settings], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_one_picture_is_enough(config: Path, tmp_path: Path) -> None:
     result = train(config, Job("sample:shapes?pictures=1&size=96"), settings=["train.epochs=2"], out=tmp_path / "run")
