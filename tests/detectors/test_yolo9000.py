@@ -2,6 +2,7 @@ import csv
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,8 @@ from detkit.detectors.yolo9000 import YOLO9000, YOLO9000Config, YOLO9000Loss
 from detkit.detectors.yolov2 import YOLOv2, YOLOv2Config, YOLOv2Neck
 from detkit.errors import DetkitError
 from detkit.model import ModelConfig, build_detector, read_config
+from detkit.ops.boxes import pairwise_iou
+from detkit.ops.losses import learnable
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
 from detkit.train.run import Job, train
@@ -145,18 +148,12 @@ def test_boxes_teach_as_in_yolov2_but_for_the_classes() -> None:
         n: x for n, x in same.items() if n != "classes"
     }
     assert found["label_object"] == found["label_classes"] == 0
-    objects, place = model._assign(_objects(BOXED), 3, 4)
+    objects, place = model._assign(learnable([BOXED]), 3, 4)
     grid = predictions(model(batch().images)[0])
     expected = 0.0
     for label, (_, row, column, anchor) in zip(objects.labels.tolist(), place.T.tolist(), strict=True):
         expected -= sum(math.log(conditional(grid[row, column, anchor], node)) for node in path(label))
     assert found["classes"] == pytest.approx(expected / 2, rel=1e-4)
-
-
-def _objects(truth: Target):
-    from detkit.ops.losses import learnable
-
-    return learnable([truth])
 
 
 def test_terms_are_means_over_all_pictures() -> None:
@@ -318,3 +315,72 @@ def test_wrong_classes_are_refused() -> None:
     config = YOLO9000Config(backbone=BackboneConfig(name="darknet_tiny"), anchors=ANCHORS, tree=TREE)
     with pytest.raises(DetkitError, match="the tree has 7 names, the model 3 classes"):
         YOLO9000(config, 3, (96, 96))
+
+
+# One thing on a noisy ground. Boxes say only `round` or `edged`, and there is none of a ring; labels say what it is.
+THINGS = ["round", "edged", "disc", "ring", "square", "cross"]
+FAMILY = {2: 0, 3: 0, 4: 1, 5: 1}
+
+
+def paint(rng: np.random.Generator, label: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture [3, 64, 64] and the box [1, 4] of what is in it."""
+    pixels = rng.integers(60, 110, (64, 64, 3)).astype(np.uint8)
+    r = int(rng.integers(9, 15))
+    x, y = rng.integers(r + 1, 63 - r, 2).tolist()
+    color = rng.integers(150, 255, 3).tolist()
+    if label == 2:
+        cv2.circle(pixels, (x, y), r, color, -1)
+    elif label == 3:
+        cv2.circle(pixels, (x, y), r - 3, color, 6)
+    elif label == 4:
+        cv2.rectangle(pixels, (x - r, y - r), (x + r, y + r), color, -1)
+    else:
+        cv2.line(pixels, (x - r + 2, y), (x + r - 2, y), color, 5)
+        cv2.line(pixels, (x, y - r + 2), (x, y + r - 2), color, 5)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255, torch.tensor([[x - r, y - r, x + r + 1.0, y + r + 1]])
+
+
+def mixed_batch(rng: np.random.Generator) -> tuple[Batch, list[Target]]:
+    pictures, targets = [], []
+    for label in rng.choice([2, 4, 5], 10).tolist():
+        pixels, box = paint(rng, label)
+        pictures.append(pixels)
+        targets.append(target((*box[0].tolist(), FAMILY[label])))
+    for label in rng.choice([2, 3, 4, 5], 6).tolist():
+        pictures.append(paint(rng, label)[0])
+        targets.append(target((0, 0, 64, 64, label), somewhere=True))
+    return Batch(torch.stack(pictures), torch.full((16, 2), 64)), targets
+
+
+@pytest.mark.slow
+def test_a_class_that_never_had_a_box_is_detected_under_its_parent() -> None:
+    torch.manual_seed(0)
+    config = YOLO9000Config(
+        backbone=BackboneConfig(name="timm/test_resnet"),
+        anchors=[(18, 18), (24, 24), (29, 29)],
+        neck=YOLOv2Neck(depth=2, width=64, squeeze=32),
+        tree={"round": ["disc", "ring"], "edged": ["square", "cross"]},
+    )
+    model = YOLO9000(config, len(THINGS), (64, 64)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 500)
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        optimizer.zero_grad()
+        sum(model.losses(*mixed_batch(rng)).values()).backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    others = np.random.default_rng(1)
+    rings = [paint(others, THINGS.index("ring")) for _ in range(40)]
+    pictures = Batch(torch.stack([pixels for pixels, _ in rings]), torch.full((40, 2), 64))
+    found = model.detect(pictures, Selection(score=0.25))
+    names = [
+        [THINGS[label] for label in detections.labels[pairwise_iou(box, detections.boxes)[0] > 0.5]]
+        for detections, (_, box) in zip(found, rings, strict=True)
+    ]
+    assert sum(bool({"round", "disc", "ring"} & set(each)) for each in names) >= 20
+    assert sum("ring" in each for each in names) >= 8
+    asked = model.detect(pictures, Selection(score=0.25, labels=(THINGS.index("round"),)))
+    boxes = [pairwise_iou(box, one.boxes)[0] > 0.5 for one, (_, box) in zip(asked, rings, strict=True)]
+    assert sum(bool(hit.any()) for hit in boxes) >= 20
