@@ -233,7 +233,7 @@ class FasterRCNN(Detector):
         maps, levels = self._maps(batch.images)
         if learn == "head" and batch.proposals is not None:
             return self.head.losses(maps, batch.proposals, targets, self.config.loss.roi)
-        limits = batch.sizes.float() if self.config.clip == "picture" else canvas_limits(batch.images)
+        limits = self._limits(batch)
         anchors, said = self.anchors(batch.images, levels), self.rpn(levels)
         terms = {} if learn == "head" else self._rpn_losses(said, torch.cat(anchors), limits, targets)
         if learn == "rpn":
@@ -244,6 +244,14 @@ class FasterRCNN(Detector):
     def compress(self) -> None:
         """Truncate the fully connected layers to `head.truncate` singular values."""
         self.head.truncate()
+
+    def proposals(self, batch: Batch, numbers: ProposalLayer) -> Candidates:
+        """What the RPN proposes, by itself: boxes in pixels of the network's input, best first."""
+        _, levels = self._maps(batch.images)
+        return self.propose(self.rpn(levels), self.anchors(batch.images, levels), self._limits(batch), numbers)
+
+    def _limits(self, batch: Batch) -> Tensor:
+        return batch.sizes.float() if self.config.clip == "picture" else canvas_limits(batch.images)
 
     def _maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The maps that the head pools from, and those that the RPN slides over."""

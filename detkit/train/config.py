@@ -113,7 +113,8 @@ class Train(Strict):
     backbone, `backbone`, or `all_but_head` (backbone and neck). frozen_batch_norm: all batch norms keep their
     statistics, scale and shift. best_by: the score that `best` is best by. evaluate_every: epochs from one evaluation
     to the next; the last epoch always has one. workers: processes that read pictures, for each device. teacher: a model
-    whose outputs are learned beside the objects, or none.
+    whose outputs are learned beside the objects, or none. alternating: a Faster R-CNN learns in the paper's four steps,
+    each of which takes all the epochs, in place of all at once (see detkit.train.alternate).
     """
 
     epochs: PositiveInt = 100
@@ -136,6 +137,7 @@ class Train(Strict):
     workers: NonNegativeInt = 2
     seed: NonNegativeInt = 0
     teacher: Teacher | None = None
+    alternating: bool = False
 
 
 class TrainConfig(ModelConfig):

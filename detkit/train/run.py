@@ -112,6 +112,10 @@ def train(
     the weights are off, a loss is no longer finite, or the folder cannot be written.
     """
     options = read_train_config(config, settings)
+    if options.train.alternating:
+        from detkit.train.alternate import train_alternately  # calls this function for each of its steps
+
+        return train_alternately(config, job, settings=settings, out=out, weights=weights, console=console)
     trainer = _trainer(options, job)
     say = _say(console if trainer.is_global_zero else None)
     learned, evaluated, classes = _load_data(job, options, say)
@@ -315,15 +319,20 @@ def _relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], No
             "leave out `classes` there to learn the classes of the data"
         )
     table = np.array([-1 if label is None else label for label in matched.to_model])
-    samples, dropped = [], 0
+    samples, dropped, pictures = [], 0, 0
     for sample in dataset.samples:
         labels = table[sample.labels]
         keep = labels >= 0
+        if sample.somewhere and not keep.any():  # it would teach that there is nothing
+            pictures += 1
+            continue
         dropped += int((~keep).sum())
         rows = {name: getattr(sample, name)[keep] for name in ("boxes", "crowd", "difficult")}
         samples.append(replace(sample, labels=labels[keep], **rows))
     if dropped:
         say(f"{count(dropped, 'object')} of classes that are unknown to the model left out")
+    if pictures:
+        say(f"{count(pictures, 'picture')} whose label is unknown to the model left out")
     return replace(dataset, classes=classes, samples=samples)
 
 
