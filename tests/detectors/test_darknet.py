@@ -190,14 +190,13 @@ def test_yolov1_gives_what_darknet_gives(shared, weights, name):
 @slow
 @pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name.startswith("extraction")])
 @torch.inference_mode()
-def test_extraction_is_the_body_of_darknets_classifier(shared, weights, name):
+def test_extraction_gives_what_darknet_gives(shared, weights, name):
     vector = Vector(shared, name)
-    backbone, last = Extraction().eval(), nn.Conv2d(1024, 1000, 1)
-    load_darknet_weights([*backbone.darknet_layers(), last], weights(vector.info["net"]))
+    classifier = DarknetClassifier(Extraction(), 1000, activation="leaky").eval()
+    load_darknet_weights(classifier.darknet_layers(), weights(vector.info["net"]))
     images, _ = vector.input()
-    classes = F.leaky_relu(last(backbone(images)[0]), 0.1).mean((2, 3)).softmax(1)
-    layer = next(s.layer for s in read_cfg(vector.cfg) if s.kind == "softmax")
-    assert vector.deviation(layer, "softmax", classes[0]) < 1e-4
+    (layer,) = (s.layer for s in read_cfg(vector.cfg) if s.kind == "softmax")
+    assert vector.deviation(layer, "softmax", classifier(images)[0].softmax(0)) < 1e-4
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=slow) for name in YOLOV2])
