@@ -21,7 +21,7 @@ from detkit.ops.boxes import pairwise_iou
 from detkit.ops.losses import learnable
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
-from detkit.train.run import Job, train
+from detkit.train.run import Job, _relabel, train
 
 HEIGHT, WIDTH = 96, 128
 ANCHORS = [(12.0, 17.0), (34.0, 26.0), (70.0, 81.0)]
@@ -309,6 +309,15 @@ def test_the_ordinary_trainer_learns_from_both_kinds_of_pictures(tmp_path: Path)
     assert float(row["label_classes"]) > 0
     assert float(row["coords"]) > 0
     assert row["AP"]  # of the six classes with boxes, whose parents the data do not know
+
+
+def test_pictures_whose_label_the_tree_lacks_are_left_out(tmp_path: Path) -> None:
+    file = joint_data(tmp_path)
+    (tmp_path / "crops" / "ring").rename(tmp_path / "crops" / "pebble")
+    data, lines = load_dataset(file, "train"), []
+    left = _relabel(data, ("round", "edged", "circle", "cross", "square", "star", "triangle"), lines.append)
+    assert len(left) == 12
+    assert lines[-1] == f"{len(data) - 12} pictures whose label is unknown to the model left out"
 
 
 def test_wrong_classes_are_refused() -> None:
