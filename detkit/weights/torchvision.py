@@ -43,7 +43,8 @@ _MOBILENET: dict[str, Any] = {
     "strides": [32, 32],
     "anchors": {"sizes": [[32, 64, 128, 256, 512]] * 3},
 }
-_MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+# What torchvision calls each model: our detector's configuration, and the shorter and longest side of a picture.
+MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "fasterrcnn_resnet50_fpn": (_RESNET50, (800, 1333)),
     "fasterrcnn_resnet50_fpn_v2": (
         {
@@ -64,7 +65,7 @@ _MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 _WITHOUT_EPS = "258fb6c6"
 _EPS = 1e-5
 
-# torchvision's names, and ours for them; the third column is of files from before torchvision 0.13.
+# torchvision's names, and ours for them. Numbers in (?:…)? are missing in files from before torchvision 0.13.
 _NAMES = (
     (r"backbone\.body\.(conv1|bn1|layer\d)\.", r"backbone.model.\1."),
     (r"backbone\.body\.(\d+)\.", r"backbone.features.\1."),
@@ -88,7 +89,7 @@ def torchvision_model_config(name: str, num_classes: int | None = None) -> dict[
     num_classes: without the background; by default COCO's 90. Other than those are called by their numbers.
     """
     short = _known(name)
-    detector, size = _MODELS[short]
+    detector, size = MODELS[short]
     classes = coco_classes(short)
     if num_classes not in (None, len(classes)):
         classes = [str(label) for label in range(num_classes or 0)]
@@ -192,8 +193,8 @@ def _rename(theirs: str) -> str:
 
 def _known(name: str) -> str:
     short = name.removeprefix(PREFIX)
-    if short not in _MODELS:
-        names = [PREFIX + known for known in _MODELS]
+    if short not in MODELS:
+        names = [PREFIX + known for known in MODELS]
         raise DetkitError(f"unknown model {name!r}{nearest(name, names)} (known: {', '.join(names)})")
     return short
 

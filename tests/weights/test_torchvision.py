@@ -10,7 +10,9 @@ from torchvision.models import detection
 import detkit
 from detkit.data.names import CLASS_LISTS, match_classes
 from detkit.errors import DetkitError
-from detkit.model import read_model
+from detkit.export.torchvision import export_torchvision
+from detkit.model import ModelConfig, build_detector, read_model
+from detkit.weights.checkpoint import Header, save_checkpoint
 from detkit.weights.torchvision import coco_classes, from_torchvision, to_torchvision, torchvision_model_config
 
 NAMES = ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn"]
@@ -146,6 +148,23 @@ def test_a_model_of_other_classes_is_read_and_written_back(tmp_path) -> None:
         to_torchvision({k: v for k, v in detector.state_dict().items() if "head" not in k}, state)
     with pytest.raises(DetkitError, match="which has no more"):
         to_torchvision(detector.state_dict() | {"more": torch.zeros(1)}, state)
+
+
+def test_a_model_is_exported_to_torchvisions_of_the_same_layers(tmp_path) -> None:
+    reference = theirs(NAMES[2], num_classes=4)
+    torch.save(reference.state_dict(), tmp_path / "x.pt")
+    assert export_torchvision(tmp_path / "y.pt", f"torchvision/{NAMES[2]}", tmp_path / "x.pt") == NAMES[2]
+    nn.init.zeros_(reference.roi_heads.box_predictor.bbox_pred.weight[:4])
+    nn.init.zeros_(reference.roi_heads.box_predictor.bbox_pred.bias[:4])
+    written = torch.load(tmp_path / "y.pt", weights_only=True)
+    assert all(torch.equal(written[name], tensor) for name, tensor in reference.state_dict().items())
+    tree = torchvision_model_config(NAMES[2], 3)
+    tree["detector"] |= {"fpn": {"channels": 128}}
+    config = ModelConfig.model_validate(tree)
+    header = Header(config.model_dump(mode="json"), tuple(config.classes), {})
+    save_checkpoint(tmp_path / "narrow.safetensors", build_detector(config).state_dict(), header)
+    with pytest.raises(DetkitError, match="none of torchvision's models"):
+        export_torchvision(tmp_path / "z.pt", tmp_path / "narrow.safetensors")
 
 
 def test_weights_are_downloaded_only_when_none_are_named(tmp_path, monkeypatch) -> None:
