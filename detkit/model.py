@@ -34,7 +34,8 @@ DEFAULT = "yolov3_fasternet_coco"
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Resize = Literal["stretch", "letterbox"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FOLDED = (nn.BatchNorm2d, DarknetNorm)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _detector_config(tree: Any) -> Any:
@@ -147,7 +148,7 @@ class Model:
             proposals = proposals or [propose(picture, self.proposals) for picture in pictures]
             table = place_proposals([torch.from_numpy(found.boxes) for found in proposals], placements)
             batch = Batch(batch.images, batch.sizes, table)
-        dtype = _DTYPES[self.precision]
+        dtype = DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
             found = self.detector.detect(batch.to(self.device), selection or self.selection)
         return [placement.restore(detections) for detections, placement in zip(found, placements, strict=True)]
@@ -171,9 +172,9 @@ def load(
     device: `auto` is the GPU where there is one. resize: overrides how a Darknet cfg's pictures are resized.
     settings: `key.subkey=value` overrides of the config. Raises DetkitError with one sentence on anything that is off.
     """
-    target = _device(device)
-    if precision not in _DTYPES:
-        raise DetkitError(f"precision {precision!r}: expected {', '.join(_DTYPES)}")
+    target = choose_device(device)
+    if precision not in DTYPES:
+        raise DetkitError(f"precision {precision!r}: expected {', '.join(DTYPES)}")
     if name is None and weights is not None:
         raise DetkitError(f"{weights}: name the config or .cfg that these weights belong to with --model")
     name = name or DEFAULT
@@ -216,7 +217,7 @@ def read_model(
             _require_same_model(config, _of_checkpoint(path), name, path)
         detector = build_detector(config)
         load_weights(detector, path)
-    _require_finite(detector, Path(weights or path))
+    require_finite(detector, Path(weights or path))
     return config, detector
 
 
@@ -227,14 +228,22 @@ def read_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
     a file, and nothing is downloaded.
     """
     path = find_config(name)
-    tree = read_yaml(path)
+    tree = require_detector(read_yaml(path), path.name)
     for section in ("augment", "train"):
         tree.pop(section, None)
-    return validate(ModelConfig, override(_without_download(tree), settings), path.name)
+    return validate(ModelConfig, override(without_start(tree), settings), path.name)
 
 
-def _without_download(tree: dict[str, Any]) -> dict[str, Any]:
-    backbone = tree["detector"].get("backbone") if isinstance(tree.get("detector"), dict) else None
+def require_detector(tree: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return a config's tree, or raise DetkitError when it is a classifier's."""
+    if "classifier" in tree and "detector" not in tree:
+        raise DetkitError(f"{source}: is a classifier, which finds no objects; `detkit classify` uses it")
+    return tree
+
+
+def without_start(tree: dict[str, Any], part: str = "detector") -> dict[str, Any]:
+    """Take what only training reads, the start of the backbone, out of a config's tree; part: where the backbone is."""
+    backbone = tree[part].get("backbone") if isinstance(tree.get(part), dict) else None
     if isinstance(backbone, dict):
         for start in ("pretrained", "weights"):
             backbone.pop(start, None)
@@ -243,7 +252,8 @@ def _without_download(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _of_checkpoint(path: Path, settings: Sequence[str] = ()) -> ModelConfig:
     header = read_header(path)
-    config = validate(ModelConfig, override(_without_download(header.config), settings), str(path))
+    tree = without_start(require_detector(header.config, str(path)))
+    config = validate(ModelConfig, override(tree, settings), str(path))
     if class_names(config.classes) != header.classes:
         raise DetkitError(f"{path}: the header's class names are not those of its config")
     return config
@@ -281,8 +291,8 @@ def weights_file(name: str | Path) -> Path:
     return beside if beside is not None and beside.exists() else Path(name)
 
 
-def load_weights(detector: Detector, path: Path) -> None:
-    """Load a Darknet .weights file or a state dict into a detector; everything must fit."""
+def load_weights(detector: nn.Module, path: Path) -> None:
+    """Load a Darknet .weights file or a state dict into a detector or classifier; everything must fit."""
     if path.suffix == ".weights":
         from detkit.weights.darknet import load_darknet_weights
 
@@ -296,34 +306,41 @@ def load_weights(detector: Detector, path: Path) -> None:
         load_state(detector, read_tensors(path), path)
 
 
-def _require_finite(detector: Detector, source: Path) -> None:
-    for name, tensor in detector.state_dict().items():
+def require_finite(network: nn.Module, source: Path) -> None:
+    """Raise DetkitError when a network holds numbers that are not finite."""
+    for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise DetkitError(f"{source}: holds numbers that are not finite, first in {name}; the file is damaged")
 
 
-def for_inference(detector: Detector, device: torch.device, precision: Precision = "fp32") -> None:
-    """Prepare a detector, in place, to run fast: batch norm folded, channels last, convolutions in the precision."""
-    detector.compress()
+def for_inference(detector: nn.Module, device: torch.device, precision: Precision = "fp32") -> None:
+    """Prepare a network, in place, to run fast: batch norm folded, channels last, convolutions in the precision."""
+    if isinstance(detector, Detector):
+        detector.compress()
     fold_batch_norm(detector)
     detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision != "fp32":
         for module in detector.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                module.to(_DTYPES[precision])
+                module.to(DTYPES[precision])
 
 
 def fold_batch_norm(network: nn.Module) -> None:
-    """Fold each batch norm that follows a convolution in a Sequential into that convolution, in place."""
+    """Fold each batch norm that follows a convolution into that convolution, in place.
+
+    One follows the other in a Sequential, and where they are called conv1 and bn1 and so on, as in residual networks.
+    """
     network.eval()
-    for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
-        names = list(sequence._modules)
-        for first, second in pairwise(names):
-            conv, norm = sequence._modules[first], sequence._modules[second]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+    for parent in list(network.modules()):
+        children = parent._modules
+        for first, second in pairwise(list(children)):
+            conv, norm = children[first], children[second]
+            in_turn = isinstance(parent, nn.Sequential) or (first[:4], second) == ("conv", f"bn{first[4:]}")
+            # Of other kinds of batch norm some have an activation inside.
+            if in_turn and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and type(norm) in _FOLDED:
                 plain = norm.plain() if isinstance(norm, DarknetNorm) else norm
-                sequence._modules[first] = fuse_conv_bn_eval(conv, plain)
-                sequence._modules[second] = nn.Identity()
+                children[first] = fuse_conv_bn_eval(conv, plain)
+                children[second] = nn.Identity()
 
 
 def _from_cfg(path: Path, weights: Path, settings: Sequence[str]) -> tuple[ModelConfig, Detector]:
@@ -346,7 +363,8 @@ def _from_torchvision(name: str, weights: Path | None, settings: Sequence[str]) 
     return config, detector
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the GPU where there is one. Raises DetkitError where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
