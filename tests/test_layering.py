@@ -20,6 +20,7 @@ LAYERS = [
     {"detectors"},
     {"data"},
     {"model"},
+    {"classify"},
     {"evaluate", "predict", "train", "export"},
     {"anchors"},
 ]

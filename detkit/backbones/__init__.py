@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from detkit.backbones.base import Backbone
 from detkit.backbones.darknet import Darknet19, Darknet53, DarknetReference, Extraction, TinyDarknet
@@ -26,12 +26,15 @@ class BackboneConfig(Strict):
     """Which backbone: one of ours by name, or `timm/<model>` for any model of timm that gives feature maps.
 
     pretrained: download timm's weights of that name when the model is built for training. weights: a checkpoint whose
-    backbone training starts from, or a config that comes with one; nothing reads it afterwards.
+    backbone training starts from, or a config that comes with one; nothing reads it afterwards. drop_path: probability
+    with which timm's last block is passed over in training, falling to 0 at the first (Deep Networks with Stochastic
+    Depth, Huang et al., 2016, arXiv 1603.09382).
     """
 
     name: str
     pretrained: bool = False
     weights: str | None = None
+    drop_path: float = Field(0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _one_start(self) -> BackboneConfig:
@@ -48,12 +51,14 @@ def build_backbone(config: BackboneConfig, strides: Sequence[int], size_hw: tupl
     if config.name.startswith("timm/"):
         from detkit.backbones.timm import TimmBackbone
 
-        return TimmBackbone(config.name.removeprefix("timm/"), config.pretrained, strides, size_hw)
+        return TimmBackbone(config.name.removeprefix("timm/"), config.pretrained, strides, size_hw, config.drop_path)
     if config.name not in BACKBONES:
         raise DetkitError(
             f"backbone.name: unknown backbone {config.name!r}{nearest(config.name, BACKBONES)} "
             f"(own: {', '.join(BACKBONES)}; timm's: timm/<model>)"
         )
+    if config.drop_path:
+        raise DetkitError(f"backbone.drop_path: {config.name} has no blocks to pass over; set it to 0")
     if config.pretrained:
         raise DetkitError(f"backbone.pretrained: {config.name} has no weights to download; pass backbone.weights")
     try:

@@ -26,9 +26,10 @@ class TimmBackbone(Backbone):
 
     name: as timm lists it, with or without the tag of its weights. pretrained: download those weights. size_hw:
     (height, width) of the pictures, by default the model's own, rounded up to whole cells; a model whose position
-    tables are fixed is built for it and takes no other. A plain transformer whose patch is no power of two (14) gets
-    the next one (16), its weights resampled (FlexiViT, Beyer et al., 2022, arXiv 2212.08013). Raises DetkitError for
-    an unknown name, a stride or a picture size that the model does not have, and weights that cannot be had.
+    tables are fixed is built for it and takes no other. drop_path: the rate of its stochastic depth. A plain
+    transformer whose patch is no power of two (14) gets the next one (16), its weights resampled (FlexiViT, Beyer et
+    al., 2022, arXiv 2212.08013). Raises DetkitError for an unknown name, a stride or a picture size that the model does
+    not have, and weights that cannot be had.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class TimmBackbone(Backbone):
         pretrained: bool = False,
         strides: Sequence[int] = (8, 16, 32),
         size_hw: tuple[int, int] | None = None,
+        drop_path: float = 0,
     ) -> None:
         super().__init__()
         _check_name(name, pretrained)
@@ -51,6 +53,8 @@ class TimmBackbone(Backbone):
         info = draft.feature_info
         levels = _levels(name, info.reduction(), self.strides)
         options, self.any_size, unused = _fit(name, patch, levels, self.size_hw, self.step, own_size)
+        if drop_path:
+            options = _with_drop_path(name, options, drop_path)
         self.model = _create(name, pretrained, options, tuple(info.out_indices[level] for level in levels))
         for key, parameter in self.model.named_parameters():
             if key in unused:
@@ -87,6 +91,22 @@ class TimmBackbone(Backbone):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return self.pyramid(maps[0]) if self.pyramid is not None else maps
 
+    @property
+    def class_tokens(self) -> int:
+        """How many tokens of a plain transformer stand for the picture: 0, 1, or 2 with the one of distillation."""
+        plain = getattr(self.model, "model", None)
+        tokens = [getattr(plain, name, None) for name in ("cls_token", "dist_token")]
+        return sum(token is not None for token in tokens) if hasattr(plain, "num_prefix_tokens") else 0
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] → a plain transformer's class tokens behind its last block [B, `class_tokens`, C]."""
+        plain: Any = self.model.model
+        found = plain.forward_intermediates(
+            images, indices=self.model.out_indices, return_prefix_tokens=True, intermediates_only=True
+        )
+        tokens: Tensor = found[-1][1]
+        return tokens[:, : self.class_tokens]  # registers come after them
+
 
 def _check_name(name: str, pretrained: bool) -> None:
     if ":" in name or not timm.is_model(name):
@@ -113,6 +133,16 @@ def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple
             f"backbone.pretrained: the weights of timm/{name} could not be loaded ({_first_line(error)}); connect to "
             f"the network once, or set it to false"
         ) from error
+
+
+def _with_drop_path(name: str, options: dict[str, Any], rate: float) -> dict[str, Any]:
+    """Return the arguments with the rate of stochastic depth; raises DetkitError where the model has none."""
+    options = options | {"drop_path_rate": rate}
+    try:
+        _draft(name, options)
+    except TypeError:
+        raise DetkitError(f"backbone.drop_path: timm/{name} has no stochastic depth; set it to 0") from None
+    return options
 
 
 def _draft(name: str, options: dict[str, Any]) -> Any:

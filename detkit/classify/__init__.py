@@ -1,0 +1,1 @@
+"""Classifying pictures: one network over every backbone, its model, its recipe."""

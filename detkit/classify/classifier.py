@@ -1,0 +1,107 @@
+"""The classifier over every backbone: a feature map or a token, averaged, and one linear layer.
+
+Network in Network (Lin et al., 2013, arXiv 1312.4400), section 3.2, for the global average; YOLO9000 (Redmon and
+Farhadi, 2016, arXiv 1612.08242), table 6, for scores that are averaged; DeiT (Touvron et al., 2020, arXiv 2012.12877),
+section 4, for the token of distillation.
+Shapes: B pictures, C classes, H heads (two with a token of distillation, else one), D channels of the last map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from detkit.backbones import BackboneConfig
+from detkit.backbones.base import Backbone
+from detkit.backbones.darknet import DarknetBackbone
+from detkit.backbones.layers import ACTIVATIONS
+from detkit.backbones.timm import TimmBackbone
+from detkit.config import Strict
+from detkit.detectors.base import Normalize
+from detkit.errors import DetkitError
+
+Pool = Literal["features", "scores", "token"]
+
+
+class Classifier(nn.Module):
+    """A backbone as a classifier: its last map, averaged, or its tokens → dropout → a linear layer to C classes.
+
+    pool: what stands for the picture. `features`: the last map's average; `scores`: the average of the scores of all
+    its places, as in Darknet; `token`: a plain transformer's class token, and the one of distillation where it has one.
+    norm: layer norm before the linear layer, which transformers and ConvNeXt leave to their classifier. activation: of
+    the scores of each place, `leaky` in the released extraction.cfg. Raises DetkitError where a backbone has no token.
+    """
+
+    class Config(Strict):
+        """The backbone, the stride of the map that is looked at, and what the class says."""
+
+        backbone: BackboneConfig
+        stride: PositiveInt = 32
+        pool: Pool = "features"
+        norm: bool = False
+        dropout: float = Field(0, ge=0, lt=1)
+        activation: Literal["linear", "leaky"] = "linear"
+
+        @model_validator(mode="after")
+        def _activation_is_of_scores(self) -> Classifier.Config:
+            if self.activation != "linear" and self.pool != "scores":
+                raise ValueError("activation: only scores that are averaged have one; set pool: scores")
+            return self
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        pool: Pool = "features",
+        norm: bool = False,
+        dropout: float = 0,
+        activation: str = "linear",
+    ) -> None:
+        super().__init__()
+        tokens = backbone.class_tokens if isinstance(backbone, TimmBackbone) else 0
+        if pool == "token" and not tokens:
+            raise DetkitError("classifier.pool: the backbone has no class token; take `features`")
+        self.num_classes = num_classes
+        self.pool = pool
+        self.normalize = Normalize(backbone.mean, backbone.std)
+        self.backbone = backbone
+        channels = backbone.channels[-1]
+        self.norm = nn.LayerNorm(channels, eps=1e-6) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels, num_classes)
+        self.activation = ACTIVATIONS[activation]()
+        # Its name is timm's and the released DeiT's.
+        self.head_dist = nn.Linear(channels, num_classes) if pool == "token" and tokens > 1 else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] RGB 0 … 1 → scores before the softmax [B, C], the mean of the heads.
+
+        DeiT's paper adds the heads' softmax; its released code takes the mean of their scores.
+        """
+        return self.heads(images).mean(1)
+
+    def heads(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] → the scores of each head [B, H, C]: the class', then that of distillation."""
+        images = self.normalize(images)
+        if self.pool == "token":
+            assert isinstance(self.backbone, TimmBackbone)
+            tokens = self.dropout(self.norm(self.backbone.tokens(images)))
+            layers = [self.head] if self.head_dist is None else [self.head, self.head_dist]
+            return torch.stack([layer(tokens[:, i]) for i, layer in enumerate(layers)], 1)
+        features = self.backbone(images)[-1].flatten(2).transpose(1, 2)  # [B, H · W, D]
+        if self.pool == "features":
+            features = features.mean(1, keepdim=True)
+        scores: Tensor = self.activation(self.head(self.dropout(self.norm(features))))
+        return scores.mean(1, keepdim=True)
+
+    def darknet_layers(self) -> Iterator[nn.Module]:
+        """The convolutions in the order of a .weights file; raises DetkitError for a backbone that is not Darknet's."""
+        if not isinstance(self.backbone, DarknetBackbone):
+            raise DetkitError(f"{type(self.backbone).__name__} has no Darknet layout; pass a .safetensors file")
+        yield from self.backbone.darknet_layers()
+        yield self.head

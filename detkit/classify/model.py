@@ -1,0 +1,162 @@
+"""A classifier with all that is needed to use it on a picture, and how to load one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detkit.backbones import build_backbone
+from detkit.classify.classifier import Classifier
+from detkit.config import Strict, find_config, override, read_yaml, shipped_configs, validate
+from detkit.data.crops import Crops
+from detkit.data.names import class_names
+from detkit.errors import DetkitError
+from detkit.model import (
+    DTYPES,
+    ClassNames,
+    Precision,
+    choose_device,
+    for_inference,
+    load_weights,
+    require_finite,
+    without_start,
+)
+from detkit.preprocess import Preprocess
+from detkit.weights.checkpoint import has_header, load_state, read_header, read_tensors
+
+
+class ClassifierConfig(Strict):
+    """A config file of a classifier: it has the key `classifier` where a detector's has `detector`.
+
+    classes: a named list (`coco`, `voc`) or class names in the order of the labels. crops: how pictures are made of the
+    objects of a data set with boxes.
+    """
+
+    classes: ClassNames
+    classifier: Classifier.Config
+    preprocess: Preprocess
+    crops: Crops = Crops()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierModel:
+    """A classifier that is ready to use, with its preprocessing and class names."""
+
+    network: Classifier
+    config: ClassifierConfig
+    classes: tuple[str, ...]
+    name: str
+    device: torch.device
+    precision: Precision
+
+    @torch.inference_mode()
+    def predict(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Return the scores before the softmax [B, C] of RGB pictures [H, W, 3] uint8, on the CPU."""
+        if not pictures:
+            return torch.zeros(0, len(self.classes))
+        batch, _ = self.config.preprocess(pictures)
+        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            scores: Tensor = self.network(batch.to(self.device).images)
+        return scores.float().cpu()
+
+
+def load_classifier(
+    name: str | Path,
+    weights: str | Path | None = None,
+    *,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    settings: Sequence[str] = (),
+) -> ClassifierModel:
+    """Load a classifier: a checkpoint (.safetensors), or a config's name or .yaml file with its weights.
+
+    weights: of a config: .safetensors, .pt, .pth, or a Darknet .weights, by default the file of the same name beside
+    it. Raises DetkitError with one sentence on anything that is off.
+    """
+    target = choose_device(device)
+    config, network = read_classifier(name, weights, settings)
+    for_inference(network, target, precision)
+    return ClassifierModel(network, config, class_names(config.classes), Path(name).stem, target, precision)
+
+
+def read_classifier(
+    name: str | Path, weights: str | Path | None = None, settings: Sequence[str] = ()
+) -> tuple[ClassifierConfig, Classifier]:
+    """Read a classifier's config and its network as it was trained, in evaluation mode; errors as `load_classifier`."""
+    path = Path(name)
+    if path.suffix in (".cfg", ".weights", ".pt", ".pth"):
+        raise DetkitError(
+            f"{path}: does not say of which classifier it is: name a checkpoint (.safetensors) or a config with "
+            "--model, and pass weights with --weights"
+        )
+    if path.suffix == ".safetensors":
+        if weights:
+            raise DetkitError(f"{path}: a checkpoint holds its weights; --weights {weights} has nothing to load into")
+        tree = _require_classifier(read_header(path).config, str(path))
+        config = validate(ClassifierConfig, override(without_start(tree, "classifier"), settings), str(path))
+        source = path
+    else:
+        config = read_classifier_config(str(name), settings)
+        beside = find_config(str(name)).with_suffix(".safetensors")
+        if weights is None and not beside.exists():
+            raise DetkitError(f"{name}: is a config without weights; pass the file that holds them with --weights")
+        source = Path(weights or beside)
+    if not config.classes:
+        raise DetkitError(f"{name}: names no classes; add them with the key 'classes'")
+    network = build_classifier(config)
+    if has_header(source):
+        load_state(network, read_tensors(source), source)
+    else:
+        load_weights(network, source)
+    require_finite(network, source)
+    return config, network
+
+
+def read_classifier_config(name: str, settings: Sequence[str] = ()) -> ClassifierConfig:
+    """Read the model of a config of a classifier; what only training reads is passed over, as by `read_config`."""
+    path = find_config(name)
+    tree = _require_classifier(read_yaml(path), path.name)
+    for section in ("augment", "train"):
+        tree.pop(section, None)
+    tree.setdefault("classes", [])
+    return validate(ClassifierConfig, override(without_start(tree, "classifier"), settings), path.name)
+
+
+def build_classifier(config: ClassifierConfig) -> Classifier:
+    """Build the network of a config, with random weights, in evaluation mode."""
+    options = config.classifier
+    backbone = build_backbone(options.backbone, (options.stride,), config.preprocess.size)
+    return Classifier(
+        backbone,
+        len(class_names(config.classes)),
+        pool=options.pool,
+        norm=options.norm,
+        dropout=options.dropout,
+        activation=options.activation,
+    ).eval()
+
+
+def is_classifier(name: str | Path | None) -> bool:
+    """Whether a checkpoint, or a config by its name or file, is of a classifier."""
+    if name is None:
+        return False
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        return has_header(path) and "classifier" in read_header(path).config
+    if path.suffix in (".yaml", ".yml"):
+        return "classifier" in read_yaml(path)
+    shipped = shipped_configs().get(str(name))
+    return shipped is not None and "classifier" in read_yaml(shipped)
+
+
+def _require_classifier(tree: dict[str, Any], source: str) -> dict[str, Any]:
+    if "classifier" not in tree and "detector" in tree:
+        raise DetkitError(f"{source}: is a detector; `detkit detect` finds objects with it")
+    return tree

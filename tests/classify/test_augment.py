@@ -1,0 +1,71 @@
+"""Changes of pictures that have a label: from what they follow, and what each does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.classify.augment import ClassifierAugment, ClassifierAugmenter
+from detkit.config import validate
+from detkit.data.crops import Crops, crop_objects
+from detkit.data.dataset import load_dataset
+from detkit.errors import DetkitError
+from detkit.preprocess import Preprocess
+
+STILL = {"area": (1, 1), "aspect": 1, "flip": 0}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return crop_objects(load_dataset("sample:shapes?pictures=6&size=96", "train"), Crops())
+
+
+def drawn(dataset, *, epoch=0, index=0, seed=0, size=(48, 64), **options):
+    augmenter = ClassifierAugmenter(ClassifierAugment(**options), Preprocess(mode="stretch", size=(32, 64), fill=0.2))
+    return augmenter(dataset, index, epoch=epoch, seed=seed, size_hw=size)
+
+
+EVERYTHING = {"rotate": 20, "hue": 0.1, "saturation": 1.5, "exposure": 1.5, "rand_augment": {}, "erase": 0.5}
+
+
+def test_everything_follows_from_seed_epoch_and_index(dataset) -> None:
+    before = torch.get_rng_state()
+    first = drawn(dataset, **EVERYTHING)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    again = drawn(dataset, **EVERYTHING)
+    assert first.picture.shape == (48, 64, 3)
+    assert first.picture.dtype == np.uint8
+    assert np.array_equal(first.picture, again.picture)
+    for other in ({"epoch": 1}, {"seed": 1}):
+        assert not np.array_equal(first.picture, drawn(dataset, **EVERYTHING, **other).picture)
+
+
+def test_the_label_stays_and_is_of_the_whole_picture(dataset) -> None:
+    target = drawn(dataset, index=3).target
+    assert target.labels.tolist() == dataset.samples[3].labels.tolist()
+    assert target.boxes.tolist() == [[0, 0, 64, 48]]
+    assert target.somewhere.all()
+
+
+def test_each_change_does_what_it_says(dataset) -> None:
+    row = np.tile(np.arange(0, 256, 4, np.uint8), (48, 1))
+    picture = np.dstack([row] * 3)
+    sample = replace(dataset.samples[0], draw=picture.copy, height=48, width=64)
+    one = replace(dataset, samples=[sample])
+    assert np.array_equal(drawn(one, **STILL).picture, picture)
+    assert np.array_equal(drawn(one, **STILL | {"flip": 1}).picture, picture[:, ::-1])
+    erased = drawn(one, **STILL, erase=1).picture != picture
+    assert (drawn(one, **STILL, erase=1).picture[erased] == 51).all()  # 0.2 · 255, the margin's
+    assert 0.02 <= erased[..., 0].mean() <= 0.33
+    piece = drawn(one, **STILL | {"area": (0.25, 0.25)}).picture[0, :, 0].astype(int)
+    assert piece[-1] - piece[0] == pytest.approx(4 * 32, abs=6)  # half of the width
+    factors = [drawn(one, **STILL, exposure=2, epoch=epoch).picture.mean() / picture.mean() for epoch in range(20)]
+    assert 0.5 <= min(factors) < 0.8
+    assert 1.2 < max(factors) <= 2
+
+
+def test_a_range_the_wrong_way_round_is_named() -> None:
+    with pytest.raises(DetkitError, match=r"area \[1.0, 0.5\] must be two shares"):
+        validate(ClassifierAugment, {"area": [1, 0.5]}, "c.yaml")
