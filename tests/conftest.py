@@ -1,6 +1,9 @@
 """Fixtures that many tests share."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder} (set DETKIT_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """The .weights file of a reference network; made once a session, 35 to 250 MB, and removed at its end."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            path = tmp_path_factory.mktemp("darknet") / f"{name}.weights"
+            script = shared / "darknet_reference" / "make_weights.py"
+            subprocess.run([sys.executable, str(script), name, str(path)], check=True, capture_output=True)
+            made[name] = path
+        return made[name]
+
+    yield make
+    for path in made.values():
+        path.unlink()

@@ -47,13 +47,13 @@ class DarknetBackbone(Backbone):
         self.strides = tuple(sorted(strides))
         self.channels = tuple(by_stride[stride] for stride in self.strides)
         self.stages = nn.ModuleList(stage for stride, _, stage in stages if stride <= self.strides[-1])
-        self._stage_strides = tuple(by_stride)
+        self.stage_strides = tuple(by_stride)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → one map per wanted stride, finest first."""
         x = images
         maps = []
-        for stage, stride in zip(self.stages, self._stage_strides, strict=False):
+        for stage, stride in zip(self.stages, self.stage_strides, strict=False):
             x = stage(x)
             if stride in self.strides:
                 maps.append(x)

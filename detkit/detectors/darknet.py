@@ -432,7 +432,7 @@ class Darknet(Detector):
             raise DetkitError(f"{config.file}: has no layer after [net]")
         shapes: dict[int, Shape] = {-1: (3, *size_hw)}
         heads: dict[int, Section] = {}
-        self.file, self.sections = config.file, sections
+        self.cfg, self.file, self.sections = config.cfg, config.file, sections
         self.layers = nn.ModuleList()
         self.sources: list[tuple[int, ...]] = []
         for section in sections:

@@ -8,6 +8,7 @@ endian, layer by layer in the order of the .cfg.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
+from detkit.files import aside, explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +146,7 @@ class WeightsFile:
     @property
     def header(self) -> bytes:
         """The first bytes of the file."""
-        return struct.pack("<3i", self.major, self.minor, self.revision) + struct.pack(
-            "<Q" if _wide(self.major, self.minor) else "<I", self.seen
-        )
+        return darknet_header(self.major, self.minor, self.revision, self.seen)
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -169,6 +169,11 @@ def read_weights(path: Path) -> WeightsFile:
     numbers = np.memmap(path, "<f4", "c", start)
     (seen,) = struct.unpack_from(form, head, 12)
     return WeightsFile(path, major, minor, revision, seen, numbers)
+
+
+def darknet_header(major: int = 0, minor: int = 2, revision: int = 0, seen: int = 0) -> bytes:
+    """Return the first bytes of a .weights file; the version is by default that of Darknet's own files since YOLOv3."""
+    return struct.pack("<3i", major, minor, revision) + struct.pack("<Q" if _wide(major, minor) else "<I", seen)
 
 
 def _wide(major: int, minor: int) -> bool:
@@ -235,3 +240,16 @@ def load_darknet_weights(layers: Iterable[nn.Module], path: Path, names: Iterabl
             tensor.copy_(torch.from_numpy(values).view(tensor.shape))
             position += tensor.numel()
     return file
+
+
+def save_darknet_weights(path: Path, layers: Iterable[nn.Module], header: bytes) -> None:
+    """Write layers, given in the order of the .cfg, as a .weights file that is whole or not there.
+
+    What `load_darknet_weights` read of a file becomes, with that file's header, the same bytes again.
+    """
+    with aside(path) as part, explained(path), part.open("wb") as file:
+        file.write(header)
+        for tensor in (tensor for layer in layers for tensor in darknet_tensors(layer)):
+            file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,9 +1,6 @@
 """The reader and the explicit detectors against outputs of the original Darknet program; each layer by its formula."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,24 +31,6 @@ from detkit.structures import Candidates
 from detkit.weights.darknet import load_darknet_weights, parse_cfg, read_cfg
 
 slow = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """The .weights file of a reference network; made once a session, 35 to 250 MB, and removed at its end."""
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            path = tmp_path_factory.mktemp("darknet") / f"{name}.weights"
-            script = shared / "darknet_reference" / "make_weights.py"
-            subprocess.run([sys.executable, str(script), name, str(path)], check=True, capture_output=True)
-            made[name] = path
-        return made[name]
-
-    yield make
-    for path in made.values():
-        path.unlink()
 
 
 class Vector:
