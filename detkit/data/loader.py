@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from detkit.data.augment import Augment, Augmenter, MultiScale, Size
+from detkit.data.augment_labelled import ClassifierAugment, ClassifierAugmenter
 from detkit.data.sample import Dataset, count
 from detkit.errors import DetkitError
 from detkit.preprocess import Placement, Preprocess, place_proposals
@@ -81,7 +82,7 @@ class Loader(DataLoader[Item]):
 def training_loader(
     dataset: Dataset,
     preprocess: Preprocess,
-    augment: Augment,
+    augment: Augment | ClassifierAugment,
     *,
     batch_size: int,
     seed: int,
@@ -98,7 +99,12 @@ def training_loader(
     picture that cannot be read. Under Lightning, set `use_distributed_sampler=False`.
     """
     steps = _Steps(dataset, preprocess, batch_size, rank, world_size, seed, augment.multi_scale)
-    return Loader(_ReadTraining(dataset, preprocess, Augmenter(augment, preprocess), seed, proposals), steps, workers)
+    augmenter: Augmenter | ClassifierAugmenter
+    if isinstance(augment, Augment):
+        augmenter = Augmenter(augment, preprocess)
+    else:
+        augmenter = ClassifierAugmenter(augment, preprocess)
+    return Loader(_ReadTraining(dataset, preprocess, augmenter, seed, proposals), steps, workers)
 
 
 def evaluation_loader(
@@ -209,7 +215,7 @@ class _Batches(TorchDataset[Any]):
 class _ReadTraining:
     dataset: Dataset
     preprocess: Preprocess
-    augmenter: Augmenter
+    augmenter: Augmenter | ClassifierAugmenter
     seed: int
     proposals: Sequence[NDArray[np.float32]] | None
 

@@ -74,16 +74,21 @@ def plot_curves(curves: Mapping[str, Floats], scores: Mapping[str, float], title
     return figure
 
 
-def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
+def plot_confusion(matrix: Ints, classes: Sequence[str], title: str, *, background: bool = True) -> Figure:
     """Draw a confusion matrix [C + 1, C + 1] of counts; a cell's colour is its share of the true class' objects.
 
     The background's row, detections of nothing, is coloured by the share of all such detections. Classes with neither
-    objects nor detections are left out, and counted in the title.
+    objects nor detections are left out, and counted in the title. background: without it, as for whole pictures, the
+    matrix is [C, C].
     """
-    kept = np.append(matrix[:-1].any(1) | matrix[:, :-1].any(0), True)
-    names = [*(_short(name) for name, keep in zip(classes, kept[:-1], strict=True) if keep), "background"]
+    count = len(classes)
+    kept = np.logical_or(matrix[:count].any(1), matrix[:, :count].any(0))
+    names = [_short(name) for name, keep in zip(classes, kept, strict=True) if keep]
+    if background:
+        kept, names = np.append(kept, True), [*names, "background"]
+    thing, found = ("objects", "detections") if background else ("pictures", "predictions")
     if not kept.all():
-        title += f"\n{(~kept).sum()} of {len(classes)} classes left out: no objects, no detections"
+        title += f"\n{(~kept).sum()} of {len(classes)} classes left out: no {thing}, no {found}"
     matrix = matrix[np.ix_(kept, kept)]
     totals = matrix.sum(1)
     shares = matrix / np.maximum(totals, 1)[:, None]
@@ -96,12 +101,12 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str) -> Figure:
     small = float(np.clip(cell * 20, 4.5, 9))
     axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=font)
     axes.set_yticks(range(count), [f"{name}  ({n:,})" for name, n in zip(names, totals, strict=True)], fontsize=font)
-    axes.set(xlabel="Detected as", ylabel="True class (number of objects)")
+    axes.set(xlabel="Detected as" if background else "Predicted as", ylabel=f"True class (number of {thing})")
     axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
     axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
     axes.grid(which="minor", color="white" if count <= 30 else GRID, linewidth=1 if count <= 30 else 0.3)
     axes.tick_params(which="both", length=0)
-    for line in (axes.axhline, axes.axvline):
+    for line in (axes.axhline, axes.axvline) if background else ():
         line(count - 1.5, color=MUTED, linewidth=1)
     for row, column in zip(*np.nonzero(matrix), strict=True):
         axes.text(

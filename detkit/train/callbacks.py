@@ -26,12 +26,12 @@ from detkit.data.sample import Dataset
 from detkit.data.show import batch_mosaic
 from detkit.draw import draw
 from detkit.files import explained, write_atomically
-from detkit.train.config import TrainConfig, model_tree
+from detkit.train.config import AnyTrainConfig, model_tree
 from detkit.train.module import Row, Training
+from detkit.train.task import HEADLINES, METRICS
 from detkit.weights.checkpoint import Header, save_checkpoint
 
 STATE = "resume.pt"
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 class Record(Checkpoint):
@@ -41,7 +41,7 @@ class Record(Checkpoint):
     job: what `detkit train --resume` needs to know beside the config: the data and the devices.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, job: dict[str, Any], evaluated: Dataset) -> None:
+    def __init__(self, folder: Path, config: AnyTrainConfig, job: dict[str, Any], evaluated: Dataset) -> None:
         self.folder = folder
         self.config = config
         self.classes = tuple(config.classes)
@@ -80,10 +80,8 @@ class Record(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what is found in the first pictures of the evaluation."""
         assert isinstance(pl_module, Training)
-        threshold = self.config.selection.score
         tiles = [
-            draw(self._evaluated.samples[index].read(), found[found.scores > threshold], self.classes)
-            for index, found in pl_module.examples
+            draw(self._evaluated.samples[index].read(), found, self.classes) for index, found in pl_module.task.examples
         ]
         _write_picture(self.folder / "validation_predictions.png", _grid(tiles))
 
@@ -99,11 +97,11 @@ class Record(Checkpoint):
         )
         tensors = pl_module.network.state_dict()
         save_checkpoint(self.folder / "last.safetensors", tensors, header)
-        if "AP" in row:
+        if pl_module.task.metric in row:
             if pl_module.scores.index(max(pl_module.scores)) == len(pl_module.scores) - 1:
                 save_checkpoint(self.folder / "best.safetensors", tensors, header)
-            for name in _METRICS:
-                if (value := row[name]) is not None:
+            for name in METRICS:
+                if (value := row.get(name)) is not None:
                     self._board.add_scalar(f"metric/{name}", value, pl_module.step)
         with explained(self.folder):
             self._board.flush()
@@ -167,8 +165,9 @@ class Display(Checkpoint):
         row, scores = pl_module.history[-1], pl_module.scores
         losses = {name: value for name, value in row.items() if name in pl_module.terms and value is not None}
         parts = [self._title(trainer), _losses(losses), f"lr {row['lr']:.3g}"]
-        if "AP" in row:
-            parts += [f"{name} {'none' if row[name] is None else format(row[name], '.3f')}" for name in ("AP", "AP50")]
+        if pl_module.task.metric in row:
+            shown = [name for name in HEADLINES if name in row]
+            parts += [f"{name} {'none' if row[name] is None else format(row[name], '.3f')}" for name in shown]
             parts += ["best"] * (scores.index(max(scores)) == len(scores) - 1)
         seconds = time.monotonic() - self._epoch_begin
         parts += [f"{seconds:.1f} s", self._left(trainer, trainer.current_epoch + 1 - self._first)]
@@ -202,15 +201,15 @@ def metrics_csv(history: Sequence[Row]) -> str:
 
 
 def plot_history(history: Sequence[Row]) -> Figure:
-    """Draw the loss terms, the learning rate and AP over the epochs."""
+    """Draw the loss terms, the learning rate and the scores over the epochs."""
     figure = Figure(figsize=(12, 3.8), dpi=120)
     losses, rate, scores = figure.subplots(1, 3)
     figure.subplots_adjust(0.05, 0.14, 0.98, 0.9)
-    terms = [name for name in history[-1] if name not in ("epoch", "step", "lr", *_METRICS)]
+    terms = [name for name in history[-1] if name not in ("epoch", "step", "lr", *METRICS)]
     for axes, title, names in (
         (losses, "Loss terms", terms),
         (rate, "Learning rate", ["lr"]),
-        (scores, "Average precision", ["AP", "AP50"]),
+        (scores, "Scores", [name for name in HEADLINES if any(name in row for row in history)]),
     ):
         for name in names:
             points = [(row["epoch"], row[name]) for row in history if row.get(name) is not None]

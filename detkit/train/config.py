@@ -1,4 +1,4 @@
-"""What a config file says beside the model: how the pictures are varied and how the detector learns from them."""
+"""What a config file says beside the model: how the pictures are varied and how the network learns from them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from detkit.classify.model import ClassifierConfig
 from detkit.config import Strict, find_config, override, read_yaml, validate
 from detkit.data.augment import Augment
-from detkit.model import ModelConfig, Precision
+from detkit.data.augment_labelled import ClassifierAugment
+from detkit.model import ModelConfig, Precision, require_detector
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -56,6 +58,13 @@ class Step(Strict):
     name: Literal["step"]
     milestones: list[PositiveInt]
     factor: Fraction = 0.1
+
+
+class Polynomial(Strict):
+    """The learning rate falls as (1 − progress) ** power, to zero at the last step: Darknet's policy `poly`."""
+
+    name: Literal["polynomial"]
+    power: PositiveFloat = 4
 
 
 class Plateau(Strict):
@@ -101,43 +110,84 @@ class Teacher(Strict):
     weights: str | None = None
 
 
-class Train(Strict):
-    """How a detector learns.
+class Distillation(Strict):
+    """A classifier to learn from beside the labels (DeiT, Touvron et al., 2020, arXiv 2012.12877, section 4).
+
+    model: a checkpoint, or a config's name with its weights; it knows the student's classes. kind: `soft` learns its
+    probabilities at a temperature (eq. 2), `hard` its decision (eq. 3). weight: λ, the share of the loss that it has.
+    temperature: τ, of `soft`.
+    """
+
+    model: str
+    weights: str | None = None
+    kind: Literal["soft", "hard"] = "hard"
+    weight: Fraction = 0.5
+    temperature: PositiveFloat = 3
+
+
+class Learning(Strict):
+    """How a network learns, whatever it learns.
 
     epochs: passes over the pictures. batch_size: pictures in a batch, over all devices. accumulate: batches whose
     gradients are averaged before a step. optimizer, schedule: by `name`, each with its own keys; norms, biases and
     other vectors have no weight decay. backbone_lr_factor: the backbone's learning rate, relative to the rest.
-    clip_norm: longest gradient, or none. precision: bf16 and fp16 compute in it where that is safe (AMP).
-    ema: decay of the moving average of the weights that is evaluated and saved, or none. early_stop: evaluations
-    without a better score after which training ends, or none. freeze: what does not learn: the first N stages of the
-    backbone, `backbone`, or `all_but_head` (backbone and neck). frozen_batch_norm: all batch norms keep their
-    statistics, scale and shift. best_by: the score that `best` is best by. evaluate_every: epochs from one evaluation
-    to the next; the last epoch always has one. workers: processes that read pictures, for each device. teacher: a model
-    whose outputs are learned beside the objects, or none. alternating: a Faster R-CNN learns in the paper's four steps,
-    each of which takes all the epochs, in place of all at once (see detkit.train.alternate).
+    layer_decay: what it is multiplied by from each stage of the backbone to the one before (ELECTRA, Clark et al.,
+    2020, arXiv 2003.10555). clip_norm: longest gradient, or none. precision: bf16 and fp16 compute in it where that is
+    safe (AMP). ema: decay of the moving average of the weights that is evaluated and saved, or none. early_stop:
+    evaluations without a better score after which training ends, or none. freeze: what does not learn: the first N
+    stages of the backbone, `backbone`, or `all_but_head` (backbone and neck). frozen_batch_norm: all batch norms keep
+    their statistics, scale and shift. best_by: the score that `best` is best by. evaluate_every: epochs from one
+    evaluation to the next; the last epoch always has one. workers: processes that read pictures, for each device.
     """
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 16
     accumulate: PositiveInt = 1
     optimizer: Annotated[SGD | AdamW, Discriminator("name"), _known_name("sgd", "adamw")] = SGD(name="sgd")
-    schedule: Annotated[Cosine | Step | Plateau, Discriminator("name"), _known_name("cosine", "step", "plateau")] = (
-        Cosine(name="cosine")
-    )
+    schedule: Annotated[
+        Cosine | Step | Polynomial | Plateau,
+        Discriminator("name"),
+        _known_name("cosine", "step", "polynomial", "plateau"),
+    ] = Cosine(name="cosine")
     warmup: Warmup = Warmup(epochs=1)
     backbone_lr_factor: PositiveFloat = 1
+    layer_decay: float = Field(1, gt=0, le=1)
     clip_norm: PositiveFloat | None = 10
     precision: Precision = "fp32"
     ema: float | None = Field(0.999, ge=0, lt=1)
     early_stop: PositiveInt | None = None
     freeze: NonNegativeInt | Literal["backbone", "all_but_head"] = 0
     frozen_batch_norm: bool = False
-    best_by: Literal["AP", "AP50"] = "AP"
+    best_by: str
     evaluate_every: PositiveInt = 1
     workers: NonNegativeInt = 2
     seed: NonNegativeInt = 0
+
+
+class Train(Learning):
+    """How a detector learns.
+
+    teacher: a model whose outputs are learned beside the objects, or none. alternating: a Faster R-CNN learns in the
+    paper's four steps, each of which takes all the epochs, in place of all at once (see detkit.train.alternate).
+    """
+
+    best_by: Literal["AP", "AP50"] = "AP"
     teacher: Teacher | None = None
     alternating: bool = False
+
+
+class TrainClassifier(Learning):
+    """How a classifier learns.
+
+    label_smoothing: the share of every label that goes to all classes alike. mixup, cutmix: α of the Beta distribution
+    of which shares are drawn, 0 for none; with both, each batch has one of them. distillation: a teacher, or none.
+    """
+
+    best_by: Literal["top1", "top5"] = "top1"
+    label_smoothing: Fraction = 0
+    mixup: NonNegativeFloat = 0
+    cutmix: NonNegativeFloat = 0
+    distillation: Distillation | None = None
 
 
 class TrainConfig(ModelConfig):
@@ -151,12 +201,40 @@ class TrainConfig(ModelConfig):
     train: Train = Train()
 
 
+class ClassifierTrainConfig(ClassifierConfig):
+    """A whole config file of a classifier, with the sections `augment` and `train`; classes as in TrainConfig."""
+
+    classes: str | list[str] = Field(default_factory=list)
+    augment: ClassifierAugment = ClassifierAugment()
+    train: TrainClassifier = TrainClassifier()
+
+
+AnyTrainConfig = TrainConfig | ClassifierTrainConfig
+
+
 def read_train_config(name: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
-    """Read a shipped config's name or a .yaml file for training, with `key.subkey=value` overrides."""
+    """Read a detector's config for training by a shipped one's name or a .yaml file, with `key.subkey=value` overrides.
+
+    Raises DetkitError when it is a classifier's.
+    """
     path = find_config(str(name))
-    return validate(TrainConfig, override(read_yaml(path), settings), path.name)
+    return validate(TrainConfig, override(require_detector(read_yaml(path), path.name), settings), path.name)
 
 
-def model_tree(config: TrainConfig) -> dict[str, Any]:
-    """Return the part of a config that a checkpoint holds: all that detecting needs."""
-    return config.model_dump(mode="json", include=set(ModelConfig.model_fields))
+def read_any_train_config(name: str | Path, settings: Sequence[str] = ()) -> AnyTrainConfig:
+    """Read the config of a detector or a classifier, as `read_train_config` does."""
+    path = find_config(str(name))
+    return validate_any(override(read_yaml(path), settings), path.name)
+
+
+def validate_any(tree: dict[str, Any], source: str) -> AnyTrainConfig:
+    """Build the config of what a tree describes: with the key `classifier` of a classifier, else of a detector."""
+    if "classifier" in tree:
+        return validate(ClassifierTrainConfig, tree, source)
+    return validate(TrainConfig, tree, source)
+
+
+def model_tree(config: AnyTrainConfig) -> dict[str, Any]:
+    """Return the part of a config that a checkpoint holds: all that using the model needs."""
+    model = ModelConfig if isinstance(config, TrainConfig) else ClassifierConfig
+    return config.model_dump(mode="json", include=set(model.model_fields))

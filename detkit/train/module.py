@@ -1,4 +1,4 @@
-"""What Lightning trains: a detector, the average of its weights, and what is known of the run so far.
+"""What Lightning trains: a detector or a classifier, the average of its weights, and what is known of the run so far.
 
 Lightning runs the loop, the devices, mixed precision, accumulation and clipping; everything that a run needs to go on
 after a stop is here, in `state()`.
@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, distributed, nn, optim
+from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from detkit.backbones.base import Backbone
-from detkit.detectors.base import Detector
-from detkit.detectors.yolov3 import YOLOv3
+from detkit.data.loader import EvaluationBatch
 from detkit.errors import DetkitError
-from detkit.evaluate.coco import CocoEvaluator
-from detkit.evaluate.records import DetectionTable
-from detkit.ops.nms import Selection
-from detkit.preprocess import Placement
-from detkit.structures import Batch, Detections, Target
-from detkit.train.config import SGD, Train
+from detkit.structures import Batch, Target
+from detkit.train.config import SGD, Learning
 from detkit.train.schedule import (
     ema_decay,
     evaluations_since_best,
@@ -36,30 +30,22 @@ from detkit.train.schedule import (
     run_length,
     update_average,
 )
+from detkit.train.task import Network, Task
 
 Row = dict[str, float | None]
-"""One epoch in numbers: epoch, step, lr, the mean of each loss term over its steps, COCO's twelve or None."""
+"""One epoch in numbers: epoch, step, lr, the mean of each loss term over its steps, those of an evaluation or None."""
 
 
 class Training(LightningModule):
-    """A detector in training.
+    """A network in training.
 
-    selection, evaluator: for evaluation, which makes a fresh evaluator each time; image_ids: those of the evaluated
-    pictures by their index. teacher: gives the raw maps of a model to learn from. `network` is what is evaluated and
-    saved: the averaged weights where there is an average.
+    detector: a detector, or a classifier in its place. task: what it learns and how good it is. `network` is what is
+    evaluated and saved: the averaged weights where there is an average.
     terms, lr: the loss terms of the last step, averaged over processes, and its learning rate (for all but the
     backbone).
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        train: Train,
-        selection: Selection,
-        evaluator: Callable[[], CocoEvaluator],
-        image_ids: list[int | str],
-        teacher: Callable[[Tensor], list[Tensor]] | None = None,
-    ) -> None:
+    def __init__(self, detector: Network, train: Learning, task: Task) -> None:
         super().__init__()
         self.detector = detector
         self.average = copy.deepcopy(detector).requires_grad_(False) if train.ema is not None else None
@@ -67,28 +53,30 @@ class Training(LightningModule):
         self.frozen = frozen_modules(detector, train)
         for module in self.frozen:
             module.requires_grad_(False)
-        self.selection = selection
+        self.task = task
         self.step = 0
         self.history: list[Row] = []
         self.terms: dict[str, float] = {}
         self.lr = 0.0
-        self._new_evaluator = evaluator
-        self._image_ids = image_ids
-        self._teacher = teacher
         self._sums: dict[str, float] = {}
         self._batches = 0
         self._scores: dict[str, float | None] = {}
         self._optimizer_state: dict[int, Any] | None = None
 
     @property
-    def network(self) -> Detector:
-        """The detector with the weights that count."""
+    def network(self) -> Network:
+        """The network with the weights that count."""
         return self.average if self.average is not None else self.detector
 
     @property
     def scores(self) -> list[float]:
         """The score that `best` is best by, of every evaluation so far; without any object to find it is 0."""
-        return [row[self.train_config.best_by] or 0.0 for row in self.history if "AP" in row]
+        return [row[self.train_config.best_by] or 0.0 for row in self.evaluations]
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """The epochs that were evaluated."""
+        return [row for row in self.history if self.task.metric in row]
 
     def state(self) -> dict[str, Any]:
         """Return tensors, numbers and text from which `restore` goes on after the last whole epoch."""
@@ -146,7 +134,7 @@ class Training(LightningModule):
         self.lr = self.train_config.optimizer.lr * factor
         for group in cast("Optimizer", self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = self.lr * group["lr_factor"]
-        losses = self._losses(*batch)
+        losses = self.task.losses(self.detector, *batch)
         everywhere = self.trainer.strategy.reduce(torch.stack(list(losses.values())).detach().float(), reduce_op="mean")
         self.terms = dict(zip(losses, cast("Tensor", everywhere).tolist(), strict=True))
         for name, value in self.terms.items():
@@ -161,11 +149,6 @@ class Training(LightningModule):
         self._batches += 1
         return torch.stack(list(losses.values())).sum()
 
-    def _losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
-        if self._teacher is None:
-            return self.detector.losses(batch, targets)
-        return cast("YOLOv3", self.detector).losses(batch, targets, self._teacher(batch.images))
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the average follow."""
         super().optimizer_step(*args, **kwargs)
@@ -175,27 +158,15 @@ class Training(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin an evaluation."""
-        self._evaluator = self._new_evaluator()
-        self.examples: list[tuple[int, Detections]] = []
+        self.task.begin()
 
-    def validation_step(self, batch: tuple[Batch, list[Target], list[Placement], list[int]], index: int) -> None:
-        """Detect in a batch of pictures; the first ones are kept as examples."""
-        pictures, _, placements, indices = batch
-        found = self.network.detect(pictures, self.selection)
-        for number, detections, placement in zip(indices, found, placements, strict=True):
-            placed = placement.restore(detections)
-            self._evaluator.update(self._image_ids[number], placed)
-            if len(self.examples) < 16:
-                self.examples.append((number, placed))
+    def validation_step(self, batch: EvaluationBatch, index: int) -> None:
+        """Evaluate a batch of pictures."""
+        self.task.update(self.network, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute COCO's numbers over the pictures of all processes; every process gets them."""
-        if self.trainer.world_size > 1:
-            tables: list[DetectionTable] = [self._evaluator.detections] * self.trainer.world_size
-            distributed.all_gather_object(tables, self._evaluator.detections)
-            self._evaluator = self._new_evaluator()
-            self._evaluator.extend(DetectionTable.join(tables))
-        self._scores = self._evaluator.compute().summary
+        """Sum up the evaluation over the pictures of all processes; every process gets its numbers."""
+        self._scores = self.task.scores(self.trainer.world_size)
 
     def on_train_epoch_end(self) -> None:
         """Sum up the epoch, and end the training when its scores no longer rise."""
@@ -212,7 +183,7 @@ class Training(LightningModule):
         return patience is not None and evaluations_since_best(self.scores) >= patience
 
 
-def frozen_modules(detector: Detector, train: Train) -> list[nn.Module]:
+def frozen_modules(detector: Network, train: Learning) -> list[nn.Module]:
     """Return what does not learn and stays in evaluation mode: `freeze` and the batch norms of `frozen_batch_norm`."""
     frozen: list[nn.Module] = []
     if train.freeze:
@@ -236,18 +207,34 @@ def frozen_modules(detector: Detector, train: Train) -> list[nn.Module]:
     return frozen
 
 
-def parameter_groups(detector: Detector, train: Train) -> list[dict[str, Any]]:
-    """Split the parameters that learn by learning rate (the backbone has its own) and by weight decay.
+def parameter_groups(detector: Network, train: Learning) -> list[dict[str, Any]]:
+    """Split the parameters that learn by learning rate (the backbone and its stages have their own) and weight decay.
 
     Vectors and scalars, that is norms, biases and scales, have no weight decay.
     """
+    depth = _depth_of_backbone(detector) if train.layer_decay < 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
             factor = train.backbone_lr_factor if name.startswith("backbone.") else 1.0
+            factor *= train.layer_decay ** depth.get(name, 0)
             decay = train.optimizer.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((factor, decay), []).append(parameter)
     return [
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
+
+
+def _depth_of_backbone(detector: Network) -> dict[str, int]:
+    """Return how many stages from the end of the backbone each of its parameters is, from 1 on.
+
+    What belongs to no stage, such as a table of positions, is as deep as the first.
+    """
+    backbone = getattr(detector, "backbone", None)
+    stages = backbone.stages_from_picture() if isinstance(backbone, Backbone) else []
+    if not stages:
+        raise DetkitError(f"train.layer_decay: the backbone of {type(detector).__name__} has no stages; set it to 1")
+    of_parameter = {id(p): len(stages) - i for i, stage in enumerate(stages) for p in stage.parameters()}
+    named = backbone.named_parameters(prefix="backbone") if backbone is not None else ()
+    return {name: of_parameter.get(id(parameter), len(stages)) for name, parameter in named}

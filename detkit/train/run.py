@@ -1,8 +1,8 @@
-r"""A training run: from a config and a data set, or from the folder of a run that was stopped, to a trained detector.
+r"""A training run: from a config and a data set, or from the folder of a run that was stopped, to a trained network.
 
 The run folder:
   config.yaml                  the whole config, classes included; `detkit train` accepts it again
-  metrics.csv, curves.png      an epoch a line: loss terms, learning rate, COCO's twelve numbers
+  metrics.csv, curves.png      an epoch a line: loss terms, learning rate, the numbers of the evaluation
   tensorboard/                 the same and every tenth step, for TensorBoard
   first_batches.png            what the network sees first, with its boxes
   validation_predictions.png   what it finds in the first pictures of the last evaluation
@@ -40,11 +40,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from detkit.config import override, read_yaml, validate
+from detkit.classify.model import build_classifier
+from detkit.config import override, read_yaml
+from detkit.data.crops import crop_objects
 from detkit.data.dataset import load_dataset
 from detkit.data.loader import evaluation_loader, training_loader
 from detkit.data.names import class_names, match_classes
 from detkit.data.proposals import proposals_of
+from detkit.data.relabel import relabel
 from detkit.data.sample import Dataset, count
 from detkit.detectors.base import Detector
 from detkit.errors import DetkitError
@@ -54,9 +57,17 @@ from detkit.files import explained, write_atomically
 from detkit.model import build_detector, load_weights, weights_file
 from detkit.predict.runs import next_run, require_free
 from detkit.train.callbacks import STATE, Display, Record
-from detkit.train.config import TrainConfig, model_tree, read_train_config
+from detkit.train.config import (
+    AnyTrainConfig,
+    ClassifierTrainConfig,
+    TrainConfig,
+    model_tree,
+    read_any_train_config,
+    validate_any,
+)
 from detkit.train.module import Row, Training
-from detkit.train.teacher import load_teacher
+from detkit.train.task import Classification, Detection, Network, Task
+from detkit.train.teacher import load_classifier_teacher, load_teacher
 from detkit.weights.checkpoint import load_state, read_tensors
 from detkit.weights.darknet import first_layers, load_darknet_weights
 
@@ -103,7 +114,7 @@ def train(
     weights: Path | None = None,
     console: Console | None = None,
 ) -> Trained | None:
-    """Train the detector of a config: a shipped one's name or a .yaml file, with `key.subkey=value` overrides.
+    """Train what a config describes: a shipped one's name or a .yaml file, with `key.subkey=value` overrides.
 
     out: a new or empty folder, by default `runs/train/<n>`. weights: what to start from, a file or a config that comes
     with its own; tensors that have another shape, as those of other classes have, keep their random start, and so do
@@ -111,8 +122,8 @@ def train(
     several processes only the first one writes and returns something. Raises DetkitError when the config, the data or
     the weights are off, a loss is no longer finite, or the folder cannot be written.
     """
-    options = read_train_config(config, settings)
-    if options.train.alternating:
+    options = read_any_train_config(config, settings)
+    if isinstance(options, TrainConfig) and options.train.alternating:
         from detkit.train.alternate import train_alternately  # calls this function for each of its steps
 
         return train_alternately(config, job, settings=settings, out=out, weights=weights, console=console)
@@ -121,7 +132,7 @@ def train(
     learned, evaluated, classes = _load_data(job, options, say)
     options = options.model_copy(update={"classes": list(classes)})
     torch.manual_seed(options.train.seed)
-    detector = build_detector(options)
+    detector = _build(options)
     _start_backbone(detector, options, say)
     if weights is not None:
         _start_from(detector, weights_file(weights), say)
@@ -142,8 +153,8 @@ def resume(
     """
     state = _read_state(folder)
     before = read_yaml(folder / "config.yaml")
-    options = validate(TrainConfig, override(before, settings), str(folder / "config.yaml"))
-    _require_same(validate(TrainConfig, before, str(folder / "config.yaml")), options, folder)
+    options = validate_any(override(before, settings), str(folder / "config.yaml"))
+    _require_same(validate_any(before, str(folder / "config.yaml")), options, folder)
     if state["epoch"] >= options.train.epochs:
         raise DetkitError(
             f"{folder}: is finished, all {count(state['epoch'], 'epoch')} are done; to go on, --set train.epochs=MORE"
@@ -152,7 +163,7 @@ def resume(
     trainer = _trainer(options, job)
     say = _say(console if trainer.is_global_zero else None)
     learned, evaluated, _ = _load_data(job, options, say)
-    detector = build_detector(options)
+    detector = _build(options)
     say(f"{folder}: going on after epoch {state['epoch']}")
     return _fit(
         trainer, detector, options, job, learned, evaluated, folder if trainer.is_global_zero else None, state, console
@@ -161,8 +172,8 @@ def resume(
 
 def _fit(
     trainer: Trainer,
-    detector: Detector,
-    config: TrainConfig,
+    detector: Network,
+    config: AnyTrainConfig,
     job: Job,
     learned: Dataset,
     evaluated: Dataset,
@@ -170,18 +181,8 @@ def _fit(
     state: dict[str, Any] | None,
     console: Console | None,
 ) -> Trained | None:
-    truth = GroundTruth.from_coco(evaluated.ground_truth())
-    to_model = match_classes(class_names(config.classes), evaluated.classes).to_model
-    to_data = [to_model.index(label) if label in to_model else None for label in range(detector.num_classes)]
-    known = tuple(label for label, index in enumerate(to_data) if index is not None) if None in to_data else ()
-    module = Training(
-        detector,
-        config.train,
-        config.selection.model_copy(update={"score": 0.001, "max_detections": 100, "labels": known}),
-        lambda: CocoEvaluator(truth, to_data),
-        [sample.id for sample in evaluated.samples],
-        load_teacher(config, detector),
-    ).to(memory_format=torch.channels_last)
+    module = Training(detector, config.train, _task(config, detector, evaluated))
+    module = module.to(memory_format=torch.channels_last)
     if state is not None:
         module.restore(state)
         if module.given_up:
@@ -209,9 +210,32 @@ def _fit(
         trainer.fit(module, loader, evaluation)
     if folder is None:
         return None
-    evaluations = [row for row in module.history if "AP" in row]
+    evaluations = module.evaluations
     best = evaluations[module.scores.index(max(module.scores))] if evaluations else None
     return Trained(folder, len(module.history), module.given_up, module.history[-1], best)
+
+
+def _build(config: AnyTrainConfig) -> Network:
+    return build_detector(config) if isinstance(config, TrainConfig) else build_classifier(config)
+
+
+def _task(config: AnyTrainConfig, network: Network, evaluated: Dataset) -> Task:
+    """Return what a network learns and how it is evaluated."""
+    classes = class_names(config.classes)
+    if isinstance(config, ClassifierTrainConfig):
+        return Classification(classes, config.train, load_classifier_teacher(config))
+    assert isinstance(network, Detector)
+    truth = GroundTruth.from_coco(evaluated.ground_truth())
+    to_model = match_classes(classes, evaluated.classes).to_model
+    to_data = [to_model.index(label) if label in to_model else None for label in range(network.num_classes)]
+    known = tuple(label for label, index in enumerate(to_data) if index is not None) if None in to_data else ()
+    return Detection(
+        config.selection.model_copy(update={"score": 0.001, "max_detections": 100, "labels": known}),
+        lambda: CocoEvaluator(truth, to_data),
+        [sample.id for sample in evaluated.samples],
+        load_teacher(config, network),
+        config.selection.score,
+    )
 
 
 @contextmanager
@@ -238,7 +262,7 @@ def _explained_stop(trainer: Trainer, folder: Path | None) -> Iterator[None]:
         raise DetkitError(what) from None
 
 
-def _trainer(config: TrainConfig, job: Job) -> Trainer:
+def _trainer(config: AnyTrainConfig, job: Job) -> Trainer:
     gpus = torch.cuda.device_count()
     on_gpu = job.device == "cuda" or (job.device == "auto" and gpus > 0)
     if job.device not in ("auto", "cpu", "cuda"):
@@ -276,11 +300,18 @@ def _trainer(config: TrainConfig, job: Job) -> Trainer:
         )
 
 
-def _load_data(job: Job, config: TrainConfig, say: Callable[[str], None]) -> tuple[Dataset, Dataset, tuple[str, ...]]:
-    """Read the pictures to learn, with the model's labels, and to evaluate, with their own, and choose the classes."""
+def _load_data(
+    job: Job, config: AnyTrainConfig, say: Callable[[str], None]
+) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """Read the pictures to learn, with the model's labels, and to evaluate, with their own, and choose the classes.
+
+    For a classifier an object is a picture, and those to evaluate have the model's labels, too.
+    """
     one_file = job.data.endswith(".json")
     learned = load_dataset(job.data, job.split if job.split or one_file else "train")
     evaluated = load_dataset(job.data, job.val_split)
+    if isinstance(config, ClassifierTrainConfig):
+        learned, evaluated = (crop_objects(dataset, config.crops) for dataset in (learned, evaluated))
     for dataset in (learned, evaluated):
         part = f"{dataset.source}, {dataset.split}" if dataset.split else str(dataset.source)
         say(f"{part}: {count(len(dataset), 'picture')}, {count(sum(len(s.labels) for s in dataset.samples), 'object')}")
@@ -289,15 +320,20 @@ def _load_data(job: Job, config: TrainConfig, say: Callable[[str], None]) -> tup
     if learned.split == evaluated.split:
         say("evaluated on the pictures that are learned: the scores say nothing about others; name a --val-split")
     classes = class_names(config.classes or learned.classes)
-    learned = _relabel(learned, classes, say)
+    learned = relabel(learned, classes, say)
     if not set(match_classes(classes, evaluated.classes).to_model) - {None}:
         raise DetkitError(f"{evaluated.source}: none of the classes to learn is in the split {evaluated.split!r}")
+    if isinstance(config, ClassifierTrainConfig):
+        evaluated = relabel(evaluated, classes, say)
+        for dataset in (learned, evaluated):
+            if not dataset.samples:
+                raise DetkitError(f"{dataset.source}: there is nothing to classify in the split {dataset.split!r}")
     return learned, evaluated, classes
 
 
-def _proposals(dataset: Dataset, config: TrainConfig, console: Console | None) -> list[NDArray[np.float32]] | None:
+def _proposals(dataset: Dataset, config: AnyTrainConfig, console: Console | None) -> list[NDArray[np.float32]] | None:
     """Make the proposals of every picture, or take them from their cache, if the detector looks at such."""
-    if config.proposals is None:
+    if isinstance(config, ClassifierTrainConfig) or config.proposals is None:
         return None
     bar = Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
     with bar:
@@ -306,37 +342,7 @@ def _proposals(dataset: Dataset, config: TrainConfig, console: Console | None) -
     return [proposals.boxes for proposals in found]
 
 
-def _relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], None]) -> Dataset:
-    """Give the objects of a data set the labels of the model; objects of other classes are left out, and counted."""
-    if dataset.classes == classes:
-        return dataset
-    matched = match_classes(classes, dataset.classes)
-    for line in matched.lines:
-        say(line)
-    if all(label is None for label in matched.to_model):
-        raise DetkitError(
-            f"{dataset.source}: none of its classes ({', '.join(dataset.classes[:5])}, …) is among the config's; "
-            "leave out `classes` there to learn the classes of the data"
-        )
-    table = np.array([-1 if label is None else label for label in matched.to_model])
-    samples, dropped, pictures = [], 0, 0
-    for sample in dataset.samples:
-        labels = table[sample.labels]
-        keep = labels >= 0
-        if sample.somewhere and not keep.any():  # it would teach that there is nothing
-            pictures += 1
-            continue
-        dropped += int((~keep).sum())
-        rows = {name: getattr(sample, name)[keep] for name in ("boxes", "crowd", "difficult")}
-        samples.append(replace(sample, labels=labels[keep], **rows))
-    if dropped:
-        say(f"{count(dropped, 'object')} of classes that are unknown to the model left out")
-    if pictures:
-        say(f"{count(pictures, 'picture')} whose label is unknown to the model left out")
-    return replace(dataset, classes=classes, samples=samples)
-
-
-def _start_from(detector: Detector, path: Path, say: Callable[[str], None]) -> None:
+def _start_from(detector: Network, path: Path, say: Callable[[str], None]) -> None:
     """Load weights; what has another shape there, or is behind the end of a Darknet file, keeps its random start."""
     if path.suffix == ".weights":
         layers = list(getattr(detector, "darknet_layers", list)())
@@ -356,9 +362,10 @@ def _start_from(detector: Detector, path: Path, say: Callable[[str], None]) -> N
         )
 
 
-def _start_backbone(detector: Detector, config: TrainConfig, say: Callable[[str], None]) -> None:
+def _start_backbone(detector: Network, config: AnyTrainConfig, say: Callable[[str], None]) -> None:
     """Load the backbone of another model, as `backbone.weights` asks; what it has beyond the own one is left."""
-    source = getattr(getattr(config.detector, "backbone", None), "weights", None)
+    model = config.detector if isinstance(config, TrainConfig) else config.classifier
+    source = getattr(getattr(model, "backbone", None), "weights", None)
     if source is None:
         return
     path, prefix = weights_file(source), "backbone."
@@ -391,9 +398,9 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _require_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
+def _require_same(before: AnyTrainConfig, now: AnyTrainConfig, folder: Path) -> None:
     """Refuse settings that the weights or the optimizer's state of a stopped run do not fit."""
-    fixed: dict[str, Callable[[TrainConfig], Any]] = {
+    fixed: dict[str, Callable[[AnyTrainConfig], Any]] = {
         "the model": model_tree,
         "train.optimizer.name": lambda config: config.train.optimizer.name,
         "train.freeze": lambda config: (config.train.freeze, config.train.frozen_batch_norm),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detkit.train.config import Cosine, Plateau, Step, Train
+from detkit.train.config import Cosine, Learning, Plateau, Polynomial, Step
 
 
 class Length(NamedTuple):
@@ -24,7 +24,7 @@ class Length(NamedTuple):
     warmup_steps: int
 
 
-def run_length(train: Train, batches_per_epoch: int) -> Length:
+def run_length(train: Learning, batches_per_epoch: int) -> Length:
     """Count the optimizer steps of an epoch (the last one may have fewer batches) and of the warm-up."""
     steps = math.ceil(batches_per_epoch / train.accumulate)
     pictures_per_step = train.batch_size * train.accumulate
@@ -32,11 +32,11 @@ def run_length(train: Train, batches_per_epoch: int) -> Length:
     return Length(steps, math.ceil(warmup))
 
 
-def learning_rate_factor(train: Train, step: int, length: Length, scores: Sequence[float] = ()) -> float:
+def learning_rate_factor(train: Learning, step: int, length: Length, scores: Sequence[float] = ()) -> float:
     """What the learning rate is multiplied by in a step (the first is 0); scores: those of the evaluations so far.
 
     Warm-up is multiplied with the schedule. The cosine begins where the warm-up ends and reaches `final` in the last
-    step; milestones and plateaus count from the first step.
+    step; polynomials, milestones and plateaus count from the first step.
     """
     warm = min(1.0, (step + 1) / length.warmup_steps) ** train.warmup.power if length.warmup_steps else 1.0
     warm = train.warmup.start + (1 - train.warmup.start) * warm
@@ -45,6 +45,9 @@ def learning_rate_factor(train: Train, step: int, length: Length, scores: Sequen
         last = train.epochs * length.steps_per_epoch - 1
         progress = max(0, step - length.warmup_steps) / max(1, last - length.warmup_steps)
         return warm * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+    if isinstance(schedule, Polynomial):
+        done = step / (train.epochs * length.steps_per_epoch)
+        return float(warm * (1 - min(1.0, done)) ** schedule.power)
     if isinstance(schedule, Step):
         epoch = step // length.steps_per_epoch
         return warm * schedule.factor ** bisect_right(sorted(schedule.milestones), epoch)

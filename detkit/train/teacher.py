@@ -1,4 +1,4 @@
-"""A teacher: another detector whose raw maps of the training pictures are learned beside their objects."""
+"""A teacher: another network whose outputs of the training pictures are learned beside their objects or labels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from detkit.classify.model import load_classifier
 from detkit.data.names import class_names, match_classes
 from detkit.detectors.base import Detector
 from detkit.detectors.darknet import Darknet, GridHead
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.model import load
-from detkit.train.config import TrainConfig
+from detkit.train.config import ClassifierTrainConfig, TrainConfig
 
 
 def load_teacher(config: TrainConfig, student: Detector) -> Callable[[Tensor], list[Tensor]] | None:
@@ -64,3 +65,32 @@ def load_teacher(config: TrainConfig, student: Detector) -> Callable[[Tensor], l
         return found
 
     return maps
+
+
+def load_classifier_teacher(config: ClassifierTrainConfig) -> Callable[[Tensor], Tensor] | None:
+    """Return what gives a teacher's scores [B, C] of pictures, in the order of the student's classes, if there is one.
+
+    It sees the pictures as the student does, and normalises them for itself. Raises DetkitError when it lacks one of
+    the student's classes, or takes no pictures of their size.
+    """
+    distillation = config.train.distillation
+    if distillation is None:
+        return None
+    model = load_classifier(distillation.model, distillation.weights, device="cpu")
+    teacher = model.network
+    classes = class_names(config.classes)
+    found = match_classes(model.classes, classes).to_model
+    order = torch.tensor([label for label in found if label is not None])
+    if len(order) < len(classes):
+        missing = classes[found.index(None)]
+        raise DetkitError(f"train.distillation.model: {distillation.model} does not know the class {missing!r}")
+    with torch.no_grad():
+        teacher(torch.zeros(1, 3, *config.preprocess.size))  # a size that it cannot take is said now
+
+    @torch.no_grad()
+    def scores(pictures: Tensor) -> Tensor:
+        teacher.to(pictures.device)
+        given: Tensor = teacher(pictures)
+        return given.index_select(1, order.to(pictures.device))
+
+    return scores

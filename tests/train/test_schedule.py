@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.train.config import Cosine, Plateau, Step, Train, Warmup
+from detkit.train.config import Cosine, Plateau, Polynomial, Step, Train, Warmup
 from detkit.train.schedule import (
     Length,
     ema_decay,
@@ -98,3 +98,10 @@ def test_average_of_what_stays_the_same_is_exactly_that() -> None:
     for _ in range(100):
         update_average(average, network, decay=0.937)
     assert torch.equal(average.weight, network.weight)
+
+
+def test_a_polynomial_falls_to_nothing_at_the_end() -> None:
+    train = Train(epochs=4, schedule=Polynomial(name="polynomial", power=4), warmup=Warmup())
+    length = run_length(train, 10)
+    factors = [learning_rate_factor(train, step, length) for step in (0, 20, 30, 40)]
+    assert factors == pytest.approx([1, 0.5**4, 0.25**4, 0])

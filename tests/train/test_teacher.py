@@ -8,6 +8,7 @@ from detkit.errors import DetkitError
 from detkit.model import build_detector, load
 from detkit.train.config import TrainConfig
 from detkit.train.module import Training
+from detkit.train.task import Detection
 from detkit.train.teacher import load_teacher
 from detkit.weights.checkpoint import Header, save_checkpoint
 
@@ -79,6 +80,7 @@ def test_a_teacher_that_does_not_fit_is_named(tmp_path: Path, classes, levels, m
 def test_the_teachers_weights_are_no_part_of_the_run(tmp_path: Path) -> None:
     options = config(save_teacher(tmp_path / "teacher.safetensors"))
     detector = build_detector(options)
-    training = Training(detector, options.train, options.selection, lambda: None, [], load_teacher(options, detector))
+    task = Detection(options.selection, lambda: None, [], load_teacher(options, detector))
+    training = Training(detector, options.train, task)
     names = {name.split(".")[0] for name in training.state_dict()}
     assert names == {"detector", "average"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.classify.augment import ClassifierAugment, ClassifierAugmenter
+from detkit.data.augment_labelled import ClassifierAugment, ClassifierAugmenter
 from detkit.config import validate
 from detkit.data.crops import Crops, crop_objects
 from detkit.data.dataset import load_dataset
