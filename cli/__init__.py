@@ -16,6 +16,7 @@ from .anchors import anchors_command
 from .detect import detect_command
 from .eval import eval_command
 from .export import export_command
+from .propose import propose_command
 from .train import train_command
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command("eval")(eval_command)
 app.command("train")(train_command)
 app.command("export")(export_command)
 app.command("anchors")(anchors_command)
+app.command("propose")(propose_command)
 
 
 def _print_version(wanted: bool) -> None:

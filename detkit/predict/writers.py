@@ -58,6 +58,9 @@ class Writer:
     Raises DetkitError when something cannot be written.
     """
 
+    kind = "detect"
+    lines = "detections.jsonl"
+
     def __init__(self, save: Collection[str], out: Path | None, classes: Sequence[str]) -> None:
         for kind in save:
             if kind not in KINDS:
@@ -80,6 +83,14 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.__exit__(kind, error, at)
 
+    def annotate(self, frame: Frame, detections: Detections) -> NDArray[np.uint8]:
+        """Return the picture with what was found drawn on it."""
+        return draw(frame.picture, detections, self._classes)
+
+    def line(self, frame: Frame, detections: Detections) -> str:
+        """Return what was found as a line of JSON."""
+        return json_line(frame, detections, self._classes)
+
     def write(self, frame: Frame, detections: Detections) -> None:
         """Write everything that is to be saved of one picture."""
         if not self._save:
@@ -88,7 +99,7 @@ class Writer:
         if frame.source is not self._source:
             self._begin(frame.source)
         if "image" in self._save:
-            annotated = draw(frame.picture, detections, self._classes)
+            annotated = self.annotate(frame, detections)
             if frame.source.fps is None:
                 suffix = ".png" if Path(frame.source.name).suffix.lower() == ".png" else ".jpg"
                 _write_picture(folder / f"{self._stem}{suffix}", annotated)
@@ -101,13 +112,13 @@ class Writer:
             self._write_crops(folder / "crops", frame, detections)
         if "json" in self._save:
             if self._lines is None:
-                self._lines = self._open.enter_context(_lines_file(folder / "detections.jsonl"))
-            with explained(folder / "detections.jsonl"):
-                self._lines.write(json_line(frame, detections, self._classes) + "\n")
+                self._lines = self._open.enter_context(_lines_file(folder / self.lines))
+            with explained(folder / self.lines):
+                self._lines.write(self.line(frame, detections) + "\n")
 
     def _make_folder(self) -> Path:
         if self.folder is None:
-            self.folder = self._open.enter_context(run_folder("detect", self._out))
+            self.folder = self._open.enter_context(run_folder(self.kind, self._out))
             self._open.enter_context(self._video)
         return self.folder
 

@@ -94,6 +94,14 @@ ProposalConfig = Annotated[
 ]
 
 
+METHODS: dict[str, type[SelectiveSearchConfig | WindowsConfig | GridConfig | FileConfig]] = {
+    "selective-search": SelectiveSearchConfig,
+    "windows": WindowsConfig,
+    "grid": GridConfig,
+    "file": FileConfig,
+}
+
+
 def propose(picture: NDArray[np.uint8], config: ProposalConfig, source: str | None = None) -> Proposals:
     """Return where an object may be in an RGB picture [H, W, 3], best first; the same for the same picture and config.
 
