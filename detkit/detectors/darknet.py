@@ -525,7 +525,7 @@ def darknet_model_config(path: Path) -> dict[str, Any]:
     classes = heads[0].integer("classes", 1 if heads[0].kind == "detection" else 20, low=1)
     return {
         "classes": darknet_names(path, classes),
-        "detector": {"name": "darknet", "cfg": read_text(path, "a Darknet .cfg"), "file": path.name},
+        "detector": {"name": "darknet", "cfg": path.read_bytes().decode(), "file": path.name},  # to the byte
         "preprocess": darknet_preprocess(sections).model_dump(),
     }
 

@@ -44,11 +44,9 @@ def export_darknet(out: Path, name: str | Path, weights: Path | None = None) -> 
         if file.exists():
             raise DetkitError(f"--out {out}: {file} exists already; give a name of which no file exists")
     config, detector = read_model(name, weights)
-    source = weights
-    if Path(name).suffix == ".cfg":
+    source = weights if weights is not None and weights.suffix == ".weights" else None
+    if Path(name).suffix == ".cfg":  # with weights of any name, such as Darknet's .backup
         source = weights or Path(name).with_suffix(".weights")
-    elif weights is not None and weights.suffix != ".weights":
-        source = None
     header = read_weights(source).header if source else darknet_header(seen=int(getattr(detector, "seen", 0)))
     save_darknet(out, detector, config.preprocess.size, class_names(config.classes), header)
     return _unsaid(config, out)

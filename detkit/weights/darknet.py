@@ -103,7 +103,7 @@ def read_cfg(path: Path) -> list[Section]:
 def parse_cfg(text: str, source: str) -> list[Section]:
     """Read the text of a .cfg; `source` is what errors call it."""
     sections: list[Section] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):  # a byte order mark
         line = "".join(line.split("#")[0].split(";")[0].split())  # Darknet ignores blanks within a line, too
         key, equals, value = line.partition("=")
         if line.startswith("[") and line.endswith("]"):

@@ -286,7 +286,7 @@ def test_a_checkpoint_of_it_keeps_the_cfg_and_every_number(shared: Path, tmp_pat
 )
 def test_headers_and_texts_come_back_to_the_byte(header: bytes, tmp_path: Path) -> None:
     cfg = (
-        "# größer\r\n[net]\r\nwidth = 32 ; a comment\r\nheight=32\n\n[conv]\nfilters=7\nactivation=linear\n\n"
+        "\ufeff# größer\r\n[net]\r\nwidth = 32 ; a comment\r\nheight=32\n\n[conv]\nfilters=7\nactivation=linear\n\n"
         "[yolo]\nanchors = 10,14\nclasses=2\nnum=1"
     )
     (tmp_path / "a.cfg").write_bytes(cfg.encode())
