@@ -13,6 +13,7 @@ from detkit import __version__
 from detkit.errors import DetkitError
 
 from .anchors import anchors_command
+from .classify import classify_command
 from .detect import detect_command
 from .eval import eval_command
 from .export import export_command
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("detect")(detect_command)
+app.command("classify")(classify_command)
 app.command("eval")(eval_command)
 app.command("train")(train_command)
 app.command("export")(export_command)

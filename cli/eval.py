@@ -1,11 +1,16 @@
 """`detkit eval`: how good a model, or a file of detections, is on a data set."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .options import Batch, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from detkit.data.sample import Dataset
 
 
 def eval_command(
@@ -58,7 +63,10 @@ def eval_command(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Measure how good a model, or a file of detections, is on a data set."""
+    """Measure how good a model, or a file of detections, is on a data set.
+
+    Of a classifier: accuracy, loss and calibration, on pictures with labels or on the objects of pictures with boxes.
+    """
     import sys
     import warnings
     from json import dumps
@@ -66,6 +74,7 @@ def eval_command(
     from rich.console import Console
     from rich.progress import Progress
 
+    from detkit.classify.model import is_classifier
     from detkit.config import validate
     from detkit.data.dataset import load_dataset
     from detkit.data.picture import MAX_PIXELS
@@ -89,6 +98,22 @@ def eval_command(
         for option, value in for_model.items():
             if value is not None:
                 raise DetkitError(f"{option} is for a model; the detections of --detections are measured as they are")
+    if detections is None and model is not None and is_classifier(model):
+        for_detector = {
+            "--metric": None if metric == "coco" else metric,
+            "--match-iou": match_iou,
+            "--score": score,
+            "--iou": iou,
+            "--max-detections": max_detections,
+            "--resize": resize,
+        }
+        for option, value in for_detector.items():
+            if value is not None:
+                raise DetkitError(f"{option} is for a detector; {model} is a classifier")
+        options = {"batch_size": batch, "max_pixels": max_pixels or MAX_PIXELS}
+        loading = {"weights": weights, "device": device, "precision": precision}
+        _eval_classifier(model, loading, load_dataset(data, split), options, out, json, messages)
+        return
     if match_iou is not None and metric == "coco":
         raise DetkitError("--match-iou belongs to the metrics voc07 and voc; COCO's takes IoU .50:.95")
     match_iou = match_iou or 0.5
@@ -125,3 +150,41 @@ def eval_command(
     else:
         print_result(evaluation.result, Console(highlight=False))
         print(f"\ndetections: {len(evaluation.detections)}, pictures: {len(dataset)}; saved to {folder}")
+
+
+def _eval_classifier(
+    model: str,
+    loading: dict[str, Any],
+    dataset: "Dataset",
+    options: dict[str, Any],
+    out: Path | None,
+    json: bool,
+    messages: "Console",
+) -> None:
+    from json import dumps
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from detkit.classify.model import load_classifier
+    from detkit.evaluate.classify import evaluate_classifier
+    from detkit.evaluate.report import print_classifier_result
+    from detkit.evaluate.run import results_folder
+
+    for note in dataset.notes:
+        messages.print(note)
+    with results_folder(out) as folder:
+        classifier = load_classifier(model, **loading)
+        with Progress(console=messages, disable=not messages.is_terminal) as progress:
+            task = progress.add_task("evaluating", total=None)
+
+            def advance(pictures: int, total: int) -> None:
+                progress.update(task, advance=pictures, total=total)
+
+            result = evaluate_classifier(classifier, dataset, say=messages.print, advance=advance, **options)
+        result.save(folder)
+    if json:
+        print(dumps(result.to_json()))
+    else:
+        print_classifier_result(result, Console(highlight=False))
+        print(f"\npictures: {result.confusion.sum()}; saved to {folder}")

@@ -1,4 +1,4 @@
-"""`detkit train`: teach a detector to find the objects of a data set."""
+"""`detkit train`: teach a detector to find, or a classifier to name, the objects of a data set."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,10 @@ def train_command(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A COCO, VOC or YOLO folder, a COCO .json, a .yaml that describes one, or sample:shapes."),
+        typer.Option(
+            help="A COCO, VOC or YOLO folder, a COCO .json, folders of pictures by class, a .yaml that describes one, "
+            "or sample:shapes. A classifier learns each object with a box as a picture."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="The part of the data to learn.", show_default="train")] = None,
     val_split: Annotated[
@@ -49,7 +52,7 @@ def train_command(
         bool, typer.Option("--json", help="Print one JSON object with the result and nothing else on stdout.")
     ] = False,
 ) -> None:
-    """Train a detector, or go on with a run that was stopped.
+    """Train a detector or a classifier, or go on with a run that was stopped.
 
     Exits with 0 when the training is over, 2 when it cannot begin or go on, 130 when it is interrupted.
     """
@@ -85,6 +88,7 @@ def train_command(
 
     from detkit.train.run import Job, Trained, train
     from detkit.train.run import resume as go_on
+    from detkit.train.task import HEADLINES
 
     console = Console(stderr=True)
     trained: Trained | None
@@ -106,9 +110,11 @@ def train_command(
         return
     print(f"{'ended early' if trained.stopped_early else 'done'}: {trained.folder}")
     if trained.best is not None:
-        scores = ", ".join(f"{name} {trained.best[name] or 0:.3f}" for name in ("AP", "AP50"))
+        shown = [name for name in HEADLINES if name in trained.best]
+        scores = ", ".join(f"{name} {trained.best[name] or 0:.3f}" for name in shown)
         print(f"best epoch {trained.best['epoch']}: {scores}")
-        print(f"detect with it: detkit detect PICTURE --model {trained.folder / 'best.safetensors'}")
+        verb = "detect" if "AP" in shown else "classify"
+        print(f"{verb} with it: detkit {verb} PICTURE --model {trained.folder / 'best.safetensors'}")
 
 
 def _first_comment(path: Path) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from detkit.evaluate.classify import ClassifierResult
 from detkit.evaluate.coco import CocoResult
 from detkit.evaluate.voc import VocResult
 
@@ -29,6 +30,31 @@ def print_result(result: CocoResult | VocResult, console: Console) -> None:
         console.print(f"classes without objects: {escape(', '.join(absent))}\n")
     summary = Table.grid(padding=(0, 2))
     for key, meaning in _meanings(result).items():
+        summary.add_row(key, _number(result.summary[key]), meaning)
+    console.print(summary)
+
+
+def print_classifier_result(result: ClassifierResult, console: Console) -> None:
+    """Print a line for each class that has pictures, the names of those without, and the numbers over all pictures."""
+    classes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    classes.add_column("class")
+    for name in ("pictures", "top-1", "top-5"):
+        classes.add_column(name, justify="right")
+    for name, scores in result.per_class.items():
+        if scores.pictures:
+            classes.add_row(escape(name), str(scores.pictures), _number(scores.top1), _number(scores.top5))
+    console.print(classes)
+    absent = [name for name, scores in result.per_class.items() if not scores.pictures]
+    if absent:
+        console.print(f"classes without pictures: {escape(', '.join(absent))}\n")
+    meanings = {
+        "top1": "pictures whose class scores best",
+        "top5": "pictures whose class is among the best five",
+        "val_loss": "mean cross-entropy",
+        "ece": "expected calibration error, 15 bins",
+    }
+    summary = Table.grid(padding=(0, 2))
+    for key, meaning in meanings.items():
         summary.add_row(key, _number(result.summary[key]), meaning)
     console.print(summary)
 

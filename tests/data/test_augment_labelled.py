@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.data.augment_labelled import ClassifierAugment, ClassifierAugmenter
 from detkit.config import validate
+from detkit.data.augment_labelled import ClassifierAugment, ClassifierAugmenter
 from detkit.data.crops import Crops, crop_objects
 from detkit.data.dataset import load_dataset
 from detkit.errors import DetkitError

@@ -6,7 +6,7 @@ import yaml
 from detkit.config import shipped_configs, validate
 from detkit.errors import DetkitError
 from detkit.model import ModelConfig
-from detkit.train.config import TrainConfig, model_tree, read_any_train_config, read_train_config
+from detkit.train.config import model_tree, read_any_train_config, read_train_config
 
 
 @pytest.mark.parametrize("name", shipped_configs())

@@ -1,0 +1,70 @@
+"""The numbers of a classifier, worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.evaluate.classify import ClassifierEvaluator, calibration_error
+
+NAMES = ("a", "b", "c", "d", "e", "f", "g")
+
+
+def evaluator(*rows: tuple[list[float], int], names=NAMES) -> ClassifierEvaluator:
+    found = ClassifierEvaluator(names)
+    for scores, label in rows:
+        found.update(torch.tensor([scores]), torch.tensor([label]))
+    return found
+
+
+def test_best_and_five_best() -> None:
+    falling = [6.0, 5, 4, 3, 2, 1, 0]
+    result = evaluator((falling, 0), (falling, 0), (falling, 4), (falling, 5)).compute()
+    assert result.summary["top1"] == 0.5
+    assert result.summary["top5"] == 0.75
+    assert [(s.pictures, s.top1, s.top5) for s in result.per_class.values()] == [
+        (2, 1, 1), (0, None, None), (0, None, None), (0, None, None), (1, 0, 1), (1, 0, 0), (0, None, None)
+    ]  # fmt: skip
+    assert result.confusion[[0, 4, 5], 0].tolist() == [2, 1, 1]
+    assert result.confusion.sum() == 4
+
+
+def test_of_equal_scores_the_first_class_wins() -> None:
+    # A network that says the same of every class knows nothing: it is right once in seven, not always.
+    rows = [([0.0] * 7, label) for label in range(7)]
+    summary = evaluator(*rows).compute().summary
+    assert summary["top1"] == pytest.approx(1 / 7)
+    assert summary["top5"] == pytest.approx(5 / 7)
+    assert summary["val_loss"] == pytest.approx(math.log(7))
+
+
+def test_loss_and_calibration_by_hand() -> None:
+    # Odds 3 : 1 for the first class: confidence 3/4. Right twice and wrong once: accuracy 2/3, all in one bin.
+    odds = [math.log(3), 0.0]
+    summary = evaluator((odds, 0), (odds, 0), (odds, 1), names=("a", "b")).compute().summary
+    assert summary["val_loss"] == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
+    assert summary["ece"] == pytest.approx(3 / 4 - 2 / 3)
+
+
+def test_calibration_has_fifteen_bins_that_are_closed_above() -> None:
+    confidence, correct = np.array([1 / 15, 0.5 / 15, 0.95]), np.array([False, True, True])
+    # The first two share a bin: |1.5/15 − 1| of the three; the third is .05 from certain.
+    assert calibration_error(confidence, correct) == pytest.approx(((1 - 0.1) + 0.05) / 3)
+    apart = np.array([1 / 15, 1.01 / 15])
+    assert calibration_error(apart, np.array([False, True])) == pytest.approx((1 / 15 + 1 - 1.01 / 15) / 2)
+
+
+def test_without_pictures_nothing_is_said() -> None:
+    assert set(evaluator().compute().summary.values()) == {None}
+
+
+def test_what_is_saved(tmp_path: Path) -> None:
+    result = evaluator(([2.0, 1, 0, 0, 0, 0, 0], 1)).compute()
+    result.save(tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["classes"]["b"] == {
+        "pictures": 1, "top1": 0, "top5": 1
+    }  # fmt: skip
+    assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
