@@ -30,7 +30,7 @@ from detkit.regions import FileConfig, ProposalConfig, Proposals, propose
 CACHE = Path("runs/proposals")
 """Where commands keep proposals unless told otherwise."""
 
-_VERSION = 1  # to be raised when a method gives other boxes for the same settings
+_VERSION = 2  # to be raised when a method gives other boxes for the same settings
 
 
 def proposals_of(

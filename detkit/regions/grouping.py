@@ -21,6 +21,8 @@ from detkit.ops.kernels.compiled import compiled
 COLORS, SHADES, ORIENTATIONS = 25, 10, 8
 """Bins of a channel's colours; bins of a derivative's strength; directions of derivatives (section 3.2)."""
 
+_STRONGEST = 255 / np.sqrt(2 * np.pi)  # the derivative at an edge from black to white; the paper tells no range of bins
+
 
 class Segments(NamedTuple):
     """The segments of a picture and what they look like.
@@ -93,12 +95,7 @@ def group(segments: Segments, *, color: bool, texture: bool, size: bool, fill: b
 def _texture(across: Any, down: Any) -> Any:
     height, width, channels = across.shape
     bins = np.empty((height, width, channels, ORIENTATIONS // 2), np.uint8)
-    strongest: Any = np.float32(0)
-    for y in range(height):
-        for x in range(width):
-            for channel in range(channels):
-                strongest = max(strongest, abs(across[y, x, channel]), abs(down[y, x, channel]))
-    scale: Any = np.float32(SHADES / max(strongest, 1e-6))
+    scale: Any = np.float32(SHADES / _STRONGEST)
     diagonal = np.float32(np.sqrt(0.5))
     for y in range(height):
         for x in range(width):
