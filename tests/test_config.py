@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from detkit.classify.model import ClassifierConfig, build_classifier, is_classifier, read_classifier_config
 from detkit.config import find_config, override, read_yaml, shipped_configs, validate
 from detkit.errors import DetkitError
 from detkit.model import ModelConfig, build_detector, read_config
@@ -12,11 +13,17 @@ NAME = "yolov3_tiny_coco"
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_builds(name) -> None:
-    config = read_config(name)
-    with torch.device("meta"):
-        detector = build_detector(config)
-    assert sum(p.numel() for p in detector.parameters()) > 1e6
-    assert validate(ModelConfig, config.model_dump(mode="json"), name) == config
+    config: ModelConfig | ClassifierConfig
+    if is_classifier(name):
+        config = read_classifier_config(name, ["classes=coco"])
+        with torch.device("meta"):
+            network = build_classifier(config)
+    else:
+        config = read_config(name)
+        with torch.device("meta"):
+            network = build_detector(config)
+    assert sum(p.numel() for p in network.parameters()) > 1e6
+    assert validate(type(config), config.model_dump(mode="json"), name) == config
     folder = find_config(name).parent.name
     assert name.startswith(folder + "_")
     assert find_config(name).read_text().startswith("#")

@@ -1,0 +1,46 @@
+"""The configs of classifiers that come with detkit."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from detkit.classify.model import build_classifier, read_classifier_config
+from detkit.weights.darknet import darknet_header, load_darknet_weights, save_darknet_weights
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "parameters"),
+    [
+        ("classify_darknet19_imagenet", [], 20_842_376),
+        ("classify_deit-s_imagenet", [], 22_050_664),
+        (
+            "classify_deit-s_imagenet",
+            ["classifier.backbone.name=timm/deit_small_distilled_patch16_224"],
+            22_436_432,
+        ),
+    ],
+)
+def test_parameters_are_the_papers(name, settings, parameters) -> None:
+    classes = f"classes=[{', '.join(f'c{i}' for i in range(1000))}]"
+    with torch.device("meta"):
+        network = build_classifier(read_classifier_config(name, [classes, *settings]))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_the_small_one_costs_what_its_header_says() -> None:
+    config = read_classifier_config("classify_tiny_coco")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = build_classifier(config)
+        network(torch.zeros(1, 3, *config.preprocess.size))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(6.4, abs=0.05)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(0.2, abs=0.005)
+
+
+def test_darknets_weights_are_the_classifiers(tmp_path) -> None:
+    options = read_classifier_config("classify_darknet19_imagenet", ["classes=[a, b, c]"])
+    one, other = build_classifier(options), build_classifier(options)
+    save_darknet_weights(tmp_path / "d.weights", one.darknet_layers(), darknet_header())
+    load_darknet_weights(other.darknet_layers(), tmp_path / "d.weights")
+    pictures = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(other(pictures), one(pictures))
