@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from detkit.backbones.base import Backbone
-from detkit.backbones.layers import ACTIVATIONS, ConvUnit, SamePool
+from detkit.backbones.layers import ConvUnit, SamePool
 
 
 class Residual(nn.Module):
@@ -151,28 +151,3 @@ def _doubling(most: int) -> list[tuple[int, int, nn.Sequential]]:
     while (width := 2 * stages[-1][1]) <= most:
         stages.append((width // 16, width, _halved(ConvUnit(width // 2, width, 3))))
     return stages
-
-
-class DarknetClassifier(nn.Module):
-    """A backbone as the classifier that it is first trained as: a 1×1 convolution to C classes, averaged over the map.
-
-    Of Darknet-19 the network of table 6; of Darknet-53, where Darknet averages first, the same function. activation: of
-    that convolution; the released extraction.cfg has `leaky`.
-    """
-
-    def __init__(self, backbone: Backbone, num_classes: int, activation: str = "linear") -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Conv2d(backbone.channels[-1], num_classes, 1)
-        self.activation = ACTIVATIONS[activation]()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] → scores before the softmax [B, C]."""
-        scores: Tensor = self.activation(self.head(self.backbone(images)[-1]))
-        return scores.mean((2, 3))
-
-    def darknet_layers(self) -> Iterator[nn.Module]:
-        """The convolutions in the order of a .weights file."""
-        assert isinstance(self.backbone, DarknetBackbone)
-        yield from self.backbone.darknet_layers()
-        yield self.head

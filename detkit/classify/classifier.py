@@ -30,6 +30,9 @@ Pool = Literal["features", "scores", "token"]
 class Classifier(nn.Module):
     """A backbone as a classifier: its last map, averaged, or its tokens → dropout → a linear layer to C classes.
 
+    Of Darknet-19 with averaged scores the network of YOLO9000's table 6; of Darknet-53, where Darknet averages first,
+    that of YOLOv3's.
+
     pool: what stands for the picture. `features`: the last map's average; `scores`: the average of the scores of all
     its places, as in Darknet; `token`: a plain transformer's class token, and the one of distillation where it has one.
     norm: layer norm before the linear layer, which transformers and ConvNeXt leave to their classifier. activation: of
@@ -47,9 +50,11 @@ class Classifier(nn.Module):
         activation: Literal["linear", "leaky"] = "linear"
 
         @model_validator(mode="after")
-        def _activation_is_of_scores(self) -> Classifier.Config:
+        def _parts_fit_the_pool(self) -> Classifier.Config:
             if self.activation != "linear" and self.pool != "scores":
                 raise ValueError("activation: only scores that are averaged have one; set pool: scores")
+            if self.norm and self.pool == "scores":
+                raise ValueError("norm: where scores are averaged there is none; set pool: features")
             return self
 
     def __init__(
@@ -73,7 +78,9 @@ class Classifier(nn.Module):
         channels = backbone.channels[-1]
         self.norm = nn.LayerNorm(channels, eps=1e-6) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(channels, num_classes)
+        self.head: nn.Module = nn.Linear(channels, num_classes)
+        if pool == "scores":
+            self.head = nn.Conv2d(channels, num_classes, 1)
         self.activation = ACTIVATIONS[activation]()
         # Its name is timm's and the released DeiT's.
         self.head_dist = nn.Linear(channels, num_classes) if pool == "token" and tokens > 1 else None
@@ -93,11 +100,13 @@ class Classifier(nn.Module):
             tokens = self.dropout(self.norm(self.backbone.tokens(images)))
             layers = [self.head] if self.head_dist is None else [self.head, self.head_dist]
             return torch.stack([layer(tokens[:, i]) for i, layer in enumerate(layers)], 1)
-        features = self.backbone(images)[-1].flatten(2).transpose(1, 2)  # [B, H · W, D]
-        if self.pool == "features":
-            features = features.mean(1, keepdim=True)
-        scores: Tensor = self.activation(self.head(self.dropout(self.norm(features))))
-        return scores.mean(1, keepdim=True)
+        features = self.backbone(images)[-1]
+        scores: Tensor
+        if self.pool == "scores":
+            scores = self.activation(self.head(self.dropout(features))).mean((2, 3))
+        else:
+            scores = self.head(self.dropout(self.norm(features.mean((2, 3)))))
+        return scores[:, None]
 
     def darknet_layers(self) -> Iterator[nn.Module]:
         """The convolutions in the order of a .weights file; raises DetkitError for a backbone that is not Darknet's."""

@@ -15,9 +15,10 @@ from torch import nn
 
 from detkit import __version__
 from detkit.backbones import BACKBONES
-from detkit.backbones.darknet import DarknetBackbone, DarknetClassifier, Residual
+from detkit.backbones.darknet import DarknetBackbone, Residual
 from detkit.backbones.layers import ACTIVATIONS, Local, Reorg, SamePool
 from detkit.backbones.norm import DarknetNorm
+from detkit.classify.classifier import Classifier
 from detkit.data.names import class_names
 from detkit.detectors.darknet import Darknet, darknet_preprocess
 from detkit.detectors.yolov1 import YOLOv1
@@ -69,7 +70,7 @@ def save_darknet(
 def darknet_cfg(network: nn.Module, size_hw: tuple[int, int]) -> str:
     """Return the text of a network's .cfg for input of size (height, width).
 
-    network: a Darknet, whose .cfg is returned as it was read, or a YOLOv1, YOLOv2, YOLOv3 or DarknetClassifier on a
+    network: a Darknet, whose .cfg is returned as it was read, or a YOLOv1, YOLOv2, YOLOv3 or Classifier on a
     backbone of Darknet's. Raises DetkitError for any other.
     """
     if isinstance(network, Darknet):
@@ -295,11 +296,16 @@ def _yolov3(cfg: _Cfg, detector: YOLOv3) -> None:
         )
 
 
-def _classifier(cfg: _Cfg, classifier: DarknetClassifier) -> None:
+def _classifier(cfg: _Cfg, classifier: Classifier) -> None:
+    if not isinstance(classifier.norm, nn.Identity):
+        raise DetkitError("classifier.norm: Darknet has no layer norm; export it with --format checkpoint")
     _body(cfg, classifier.backbone)
+    if classifier.pool == "features":
+        cfg.add("avgpool")
     cfg.append(classifier.head)
     cfg.append(classifier.activation)
-    cfg.add("avgpool")
+    if classifier.pool == "scores":
+        cfg.add("avgpool")
     cfg.add("softmax", groups=1)
 
 
@@ -307,5 +313,5 @@ _FORMS: dict[type[nn.Module], Callable[[_Cfg, Any], None]] = {
     YOLOv1: _yolov1,
     YOLOv2: _yolov2,
     YOLOv3: _yolov3,
-    DarknetClassifier: _classifier,
+    Classifier: _classifier,
 }

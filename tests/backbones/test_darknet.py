@@ -3,7 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.backbones import BackboneConfig, build_backbone
-from detkit.backbones.darknet import Darknet19, Darknet53, DarknetClassifier, TinyDarknet
+from detkit.backbones.darknet import Darknet19, Darknet53, TinyDarknet
+from detkit.classify.classifier import Classifier
 from detkit.errors import DetkitError
 
 
@@ -60,7 +61,7 @@ def test_an_unknown_name_shows_the_nearest() -> None:
 
 def test_darknet19_is_the_papers() -> None:
     with torch.device("meta"):
-        network = DarknetClassifier(Darknet19(strides=(32,)), 1000).eval()
+        network = Classifier(Darknet19(strides=(32,)), 1000, pool="scores").eval()
     assert len(list(network.darknet_layers())) == 19
     assert sum(p.numel() for p in network.parameters()) == 20_842_376  # 20.8 million
     # Table 6 counts 5.58 billion operations, two a multiply-add, at 224 × 224.
@@ -68,7 +69,7 @@ def test_darknet19_is_the_papers() -> None:
 
 
 def test_a_classifier_averages_the_scores_of_all_places() -> None:
-    network = DarknetClassifier(Darknet19(strides=(32,)), 7).eval()
+    network = Classifier(Darknet19(strides=(32,)), 7, pool="scores").eval()
     pictures = torch.rand(2, 3, 64, 96)
     (features,) = network.backbone(pictures)
     assert network(pictures).shape == (2, 7)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from detkit.backbones.darknet import DarknetClassifier, DarknetReference, Extraction
+from detkit.backbones.darknet import DarknetReference, Extraction
+from detkit.classify.classifier import Classifier
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ def test_convolutions_and_parameters(body, convolutions, parameters) -> None:
 def test_extraction_classifies_at_the_cost_that_the_authors_state() -> None:
     # "Only using 8.52 billion operations for a forward pass", of a picture of 224 × 224 (arXiv 1612.08242, section 3).
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        scores = DarknetClassifier(Extraction(), 1000).eval()(torch.zeros(1, 3, 224, 224))
+        scores = Classifier(Extraction(), 1000, pool="scores").eval()(torch.zeros(1, 3, 224, 224))
     assert scores.shape == (1, 1000)
     assert counter.get_total_flops() / 1e9 == pytest.approx(8.52, abs=0.005)
 

@@ -28,7 +28,7 @@ def backbone(name: str, stride: int, size: int = 64, **options):
     ],
 )
 def test_every_backbone_classifies_and_learns(name, stride, pool) -> None:
-    network = Classifier(backbone(name, stride), 5, pool=pool, norm=True, dropout=0.1).train()
+    network = Classifier(backbone(name, stride), 5, pool=pool, norm=pool != "scores", dropout=0.1).train()
     scores = network(torch.rand(2, 3, 64, 64))
     assert scores.shape == (2, 5)
     F.cross_entropy(scores, torch.tensor([1, 3])).backward()
@@ -37,16 +37,19 @@ def test_every_backbone_classifies_and_learns(name, stride, pool) -> None:
 
 
 def test_features_and_scores_are_averaged_over_all_places() -> None:
-    network = Classifier(Darknet19((32,)), 7, pool="scores").eval()
+    body = Darknet19((32,))
+    by_features = Classifier(body, 7, pool="features").eval()
+    by_scores, leaky = (Classifier(body, 7, pool="scores", activation=name).eval() for name in ("linear", "leaky"))
+    for network in (by_scores, leaky):
+        network.head.weight.data = by_features.head.weight.data[..., None, None]
+        network.head.bias.data = by_features.head.bias.data
     pictures = torch.rand(2, 3, 64, 96)
-    features = network.backbone(pictures)[0]
-    expected = network.head(features.mean((2, 3)))
-    torch.testing.assert_close(network(pictures), expected)
-    network.pool = "features"
-    torch.testing.assert_close(network(pictures), expected)
-    network.activation, network.pool = torch.nn.LeakyReLU(0.1), "scores"
-    places = F.leaky_relu(network.head(features.permute(0, 2, 3, 1)), 0.1)
-    torch.testing.assert_close(network(pictures), places.mean((1, 2)))
+    features = body(pictures)[0]
+    expected = by_features.head(features.mean((2, 3)))
+    torch.testing.assert_close(by_features(pictures), expected)
+    torch.testing.assert_close(by_scores(pictures), expected)
+    places = F.leaky_relu(by_features.head(features.permute(0, 2, 3, 1)), 0.1)
+    torch.testing.assert_close(leaky(pictures), places.mean((1, 2)))
 
 
 @pytest.mark.parametrize(

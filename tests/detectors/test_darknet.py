@@ -11,7 +11,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.backbones.darknet import Darknet19, DarknetClassifier, Extraction
+from detkit.backbones.darknet import Darknet19, Extraction
+from detkit.classify.classifier import Classifier
 from detkit.detectors.base import Detector
 from detkit.detectors.darknet import (
     Darknet,
@@ -171,7 +172,7 @@ def test_yolov1_gives_what_darknet_gives(shared, weights, name):
 @torch.inference_mode()
 def test_extraction_gives_what_darknet_gives(shared, weights, name):
     vector = Vector(shared, name)
-    classifier = DarknetClassifier(Extraction(), 1000, activation="leaky").eval()
+    classifier = Classifier(Extraction(), 1000, pool="scores", activation="leaky").eval()
     load_darknet_weights(classifier.darknet_layers(), weights(vector.info["net"]))
     images, _ = vector.input()
     (layer,) = (s.layer for s in read_cfg(vector.cfg) if s.kind == "softmax")
@@ -197,7 +198,7 @@ def test_yolov2_gives_what_darknet_gives(shared, weights, name):
 @torch.inference_mode()
 def test_darknet19_gives_what_darknet_gives(shared, weights, name):
     vector = Vector(shared, name)
-    classifier = DarknetClassifier(Darknet19(strides=(32,)), 1000).eval()
+    classifier = Classifier(Darknet19(strides=(32,)), 1000, pool="scores").eval()
     load_darknet_weights(classifier.darknet_layers(), weights("darknet19"))
     images, _ = vector.input()
     (layer,) = (s.layer for s in read_cfg(vector.cfg) if s.kind == "softmax")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from detkit import cli
-from detkit.backbones.darknet import Darknet19, Darknet53, DarknetClassifier, DarknetReference, Extraction
+from detkit.backbones.darknet import Darknet19, Darknet53, DarknetReference, Extraction
 from detkit.backbones.norm import DarknetNorm
+from detkit.classify.classifier import Classifier
 from detkit.detectors.darknet import Darknet, DarknetConfig, load_darknet
 from detkit.errors import DetkitError
 from detkit.export.checkpoint import export_checkpoint
@@ -173,7 +174,7 @@ def test_what_is_written_is_read_back_to_the_bit(kind: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("activation", ["linear", "leaky"])
 @torch.no_grad()
 def test_a_classifier_is_read_back_to_the_bit(activation: str, tmp_path: Path) -> None:
-    classifier = DarknetClassifier(DarknetReference((8,)), 5, activation).eval()
+    classifier = Classifier(DarknetReference((8,)), 5, pool="scores", activation=activation).eval()
     randomize(classifier)
     save_darknet(tmp_path / "a.cfg", classifier, (32, 48), list("vwxyz"))
     network = Darknet(DarknetConfig(cfg=(tmp_path / "a.cfg").read_text()), 5, (32, 48)).eval()
@@ -182,7 +183,7 @@ def test_a_classifier_is_read_back_to_the_bit(activation: str, tmp_path: Path) -
     images = torch.rand(2, 3, 32, 48)
     (probabilities,) = network(images)
     assert torch.equal(probabilities.flatten(1), classifier(images).softmax(1))
-    other = DarknetClassifier(DarknetReference((8,)), 5, activation).eval()
+    other = Classifier(DarknetReference((8,)), 5, pool="scores", activation=activation).eval()
     load_darknet_weights(other.darknet_layers(), tmp_path / "a.weights")
     assert same(numbers(other), numbers(classifier))
 
@@ -250,7 +251,7 @@ def test_a_classifier_is_written_as_the_released_cfg(
     body: Callable[..., Any], activation: str, released: str | None, request: pytest.FixtureRequest
 ) -> None:
     with torch.device("meta"):
-        classifier = DarknetClassifier(body(strides=(32,)), 1000, activation)
+        classifier = Classifier(body(strides=(32,)), 1000, pool="scores", activation=activation)
     network = on_meta(darknet_cfg(classifier, (256, 256)), 1000, (256, 256))
     assert shapes(network) == shapes(classifier)
     if released is not None:
@@ -321,7 +322,7 @@ def test_reference_weights_are_written_as_they_were_read(
 def test_reference_classifiers_are_written_as_they_were_read(
     name: str, body: Callable[..., Any], activation: str, weights: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    classifier = DarknetClassifier(body(strides=(32,)), 1000, activation)
+    classifier = Classifier(body(strides=(32,)), 1000, pool="scores", activation=activation)
     file = load_darknet_weights(classifier.darknet_layers(), weights(name))
     save_darknet(tmp_path / "a.cfg", classifier, (224, 224), [str(i) for i in range(1000)], file.header)
     assert (tmp_path / "a.weights").read_bytes() == weights(name).read_bytes()
@@ -359,13 +360,13 @@ def test_a_model_without_a_darknet_form_is_named(detector: dict[str, Any], messa
 
 def test_darknets_pooling_of_odd_sides_is_another() -> None:
     with torch.device("meta"):
-        classifier = DarknetClassifier(Darknet19(strides=(32,)), 10)
+        classifier = Classifier(Darknet19(strides=(32,)), 10, pool="scores")
     with pytest.raises(DetkitError, match=r"size \[100, 128\]: must be multiples of 32 for a \.cfg"):
         darknet_cfg(classifier, (100, 128))
 
 
 def test_a_name_that_is_no_line_is_named(tmp_path: Path) -> None:
-    classifier = DarknetClassifier(DarknetReference((2,)), 2)
+    classifier = Classifier(DarknetReference((2,)), 2, pool="scores")
     for name in ("two\nlines", " blank", ""):
         with pytest.raises(DetkitError, match=r"classes: .* cannot stand on a line"):
             save_darknet(tmp_path / "a.cfg", classifier, (32, 32), ["cat", name])
