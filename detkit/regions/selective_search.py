@@ -45,7 +45,7 @@ def _intensity(picture: Picture) -> Picture:
 
 def _rg_intensity(picture: Picture) -> Picture:
     total = np.maximum(picture.sum(2, dtype=np.float32, keepdims=True), 1)
-    return np.concatenate([(255 * picture[..., :2] / total).round().astype(np.uint8), _intensity(picture)], 2)
+    return np.concatenate([(255 * (picture[..., :2] / total)).round().astype(np.uint8), _intensity(picture)], 2)
 
 
 def _hue(picture: Picture) -> Picture:
