@@ -22,6 +22,7 @@ from detkit.evaluate.records import Floats, Ints
 
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 _FEW, _LISTED = 10, 24
+_LEGIBLE = 200  # classes; more are drawn without names and numbers
 _DASH = 8.0  # points
 
 
@@ -93,7 +94,8 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str, *, backgrou
     totals = matrix.sum(1)
     shares = matrix / np.maximum(totals, 1)[:, None]
     count = len(names)
-    cell = max(0.18, 0.62 - 0.012 * count)  # inches
+    legible = count <= _LEGIBLE
+    cell = max(0.18, 0.62 - 0.012 * count) if legible else 0.18 * _LEGIBLE / count  # inches
     side = max(3.4, cell * count)
     figure, axes = canvas(side, side, title)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.6, 0, 1))  # brings out the rare
@@ -101,14 +103,17 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str, *, backgrou
     small = float(np.clip(cell * 20, 4.5, 9))
     axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=font)
     axes.set_yticks(range(count), [f"{name}  ({n:,})" for name, n in zip(names, totals, strict=True)], fontsize=font)
+    if not legible:
+        axes.set(xticks=[], yticks=[])
     axes.set(xlabel="Detected as" if background else "Predicted as", ylabel=f"True class (number of {thing})")
-    axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
+    if legible:
+        axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
+        axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
     axes.grid(which="minor", color="white" if count <= 30 else GRID, linewidth=1 if count <= 30 else 0.3)
     axes.tick_params(which="both", length=0)
     for line in (axes.axhline, axes.axvline) if background else ():
         line(count - 1.5, color=MUTED, linewidth=1)
-    for row, column in zip(*np.nonzero(matrix), strict=True):
+    for row, column in zip(*np.nonzero(matrix), strict=True) if legible else ():
         axes.text(
             column, row, _compact(matrix[row, column]), ha="center", va="center", fontsize=small,
             color="white" if shares[row, column] > 0.45 else INK,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detkit.evaluate.classify import ClassifierEvaluator, calibration_error
+from detkit.evaluate.plots import plot_confusion
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -68,3 +69,12 @@ def test_what_is_saved(tmp_path: Path) -> None:
         "pictures": 1, "top1": 0, "top5": 1
     }  # fmt: skip
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_thousand_classes_fit_a_picture() -> None:
+    matrix = np.eye(1000, dtype=np.int64)
+    figure = plot_confusion(matrix, [f"class {i}" for i in range(1000)], "Confusion", background=False)
+    assert max(figure.get_size_inches()) * figure.dpi < 10_000
+    assert not figure.axes[0].texts
+    few = plot_confusion(matrix[:3, :3], ["a", "b", "c"], "Confusion", background=False)
+    assert [label.get_text() for label in few.axes[0].get_xticklabels()] == ["a", "b", "c"]
