@@ -165,7 +165,11 @@ def write_anchors(source: Path, target: Path, scales: Sequence[Scale]) -> None:
         (detector["levels"][index] if "levels" in detector else detector)["anchors"] = anchors
     for node, scale in reversed(list(zip(places, scales, strict=True))):
         text = text[: node.start_mark.index] + _in_style_of(node, scale.anchors, newline) + text[_end(node) :]
-    if yaml.safe_load(text) != expected:
+    try:
+        replaced = yaml.safe_load(text) == expected
+    except yaml.YAMLError:
+        replaced = False
+    if not replaced:
         raise DetkitError(
             f"{source}: its anchors cannot be replaced in place, perhaps because they are written with YAML aliases "
             "(*name); write them out, or paste the lines that are printed"

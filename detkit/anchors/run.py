@@ -12,7 +12,7 @@ import numpy as np
 from detkit.anchors.config import Scale, Setup
 from detkit.data.sample import Dataset
 from detkit.errors import DetkitError
-from detkit.ops.kmeans import AnchorFit, Floats, assign_scales, find_anchors, measure_anchors
+from detkit.ops.kmeans import AnchorFit, Floats, assign_scales, count_distinct, find_anchors, measure_anchors
 from detkit.preprocess import Preprocess
 
 # A judgement, not a measurement: an average IoU that is higher by this is worth training with new anchors.
@@ -176,7 +176,9 @@ def run(
     """
     boxes = network_boxes(data, setup.preprocess)
     counts = counts or [setup.count]
-    every = bool(setup.scales) and len(counts) == 1
+    if judged:  # boxes of fewer shapes than the config has anchors are no reason not to judge these
+        counts = [min(setup.count, count_distinct(boxes.shapes))]
+    every = bool(setup.scales) and len(counts) == 1 and not (judged and counts[0] < len(setup.strides))
     found = [
         find(boxes, k, setup.strides, every=every, seed=seed, advance=lambda share: advance(share / len(counts)))
         for k in counts

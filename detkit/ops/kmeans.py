@@ -90,6 +90,11 @@ def find_anchors(
     return best
 
 
+def count_distinct(shapes: Floats) -> int:
+    """Return how many different shapes there are, which is how many anchors can be found; see `find_anchors`."""
+    return len(_count(shapes, None, _EXACT)[0])
+
+
 def measure_anchors(shapes: Floats, anchors: Floats, *, weights: Floats | None = None) -> AnchorFit:
     """Return how well anchors [K, 2], in the order in which they are given, fit boxes of shapes [N, 2].
 
@@ -104,7 +109,7 @@ def measure_anchors(shapes: Floats, anchors: Floats, *, weights: Floats | None =
         total += float(iou @ weight)
         recalled += float(weight[iou >= RECALL_IOU].sum())
         counts += np.bincount(label, weight, len(anchors))
-    objects = counts.sum()
+    objects = float(counts.sum())
     return AnchorFit(anchors, total / objects, recalled / objects, counts / objects)
 
 
