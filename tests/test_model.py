@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import detkit
-from detkit.config import override
+from detkit.config import find_config, override
+from detkit.data.names import class_names
 from detkit.errors import DetkitError
-from detkit.model import ModelConfig, build_detector, fold_batch_norm, load
+from detkit.model import DEFAULT, ModelConfig, build_detector, fold_batch_norm, load
 from detkit.weights.checkpoint import Header, read_tensors, save_checkpoint
 
 TREE: dict[str, Any] = {
@@ -196,3 +197,10 @@ def test_batch_norm_is_folded_only_where_it_follows_a_convolution(name, left) ->
     fold_batch_norm(network)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == left
     torch.testing.assert_close(network(x), before, atol=1e-4, rtol=1e-4)
+
+
+def test_the_default_model_is_small_and_knows_coco() -> None:
+    model = load(device="cpu")
+    assert model.name == DEFAULT
+    assert model.classes == class_names("coco")
+    assert find_config(DEFAULT).with_suffix(".safetensors").stat().st_size < 8e6

@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"detkit", "detkit-0.1.0.dist-info"}
     assert {"detkit/py.typed", "detkit/cli/__init__.py"} <= set(names)
-    for path in [*ROOT.glob("detkit/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("configs/*/*.yaml")]:
+    for path in [*ROOT.glob("detkit/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("configs/*/*.*")]:
         inside = path.relative_to(ROOT).as_posix()
         assert inside in names or f"detkit/{inside}" in names, f"{inside} is not in the wheel"
 
@@ -77,11 +77,10 @@ def test_the_installed_command_answers_at_once_from_anywhere(installed: Path, tm
 
 
 @pytest.mark.slow
-def test_the_first_command_of_the_readme(installed: Path, tmp_path: Path, shared: Path) -> None:
-    told = "detkit detect sample:astronaut --model MODEL"
-    assert told in (ROOT / "README.md").read_text()
-    model = str(shared / "weights/yolo-fastest-1.1/yolo-fastest-1.1.cfg")
-    command = [installed / told.split()[0], *told.replace("MODEL", model).split()[1:]]
+def test_the_first_command_of_the_readme(installed: Path, tmp_path: Path) -> None:
+    told = "detkit detect sample:astronaut"
+    assert f"{told}\n" in (ROOT / "README.md").read_text()
+    command = [installed / told.split()[0], *told.split()[1:]]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "1 person" in result.stdout
     assert len(list((tmp_path / "runs/detect/1").iterdir())) == 1

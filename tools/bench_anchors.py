@@ -145,7 +145,7 @@ def work() -> None:
         print(json.dumps(found), file=answers, flush=True)
 
 
-def compare(shapes: Shapes, k: int, runs: int, peer: Peer | None, folder: Path) -> list[dict[str, Any]]:
+def compare(shapes: Shapes, k: int, runs: int, seconds: float, peer: Peer | None, folder: Path) -> list[dict[str, Any]]:
     """Let the contestants take turns, and return what each of them found in what time."""
     from detkit.ops.kmeans import find_anchors, measure_anchors
 
@@ -158,16 +158,25 @@ def compare(shapes: Shapes, k: int, runs: int, peer: Peer | None, folder: Path) 
     if peer is not None:
         contestants["ultralytics"] = lambda seed: peer.run(file, k, seed)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    end = time.monotonic() + seconds
     for seed in range(runs):
         for name, run in contestants.items():
-            found[name].append(run(seed))
+            if name != "ultralytics" or seed == 0 or time.monotonic() < end:
+                found[name].append(run(seed))
     rows = []
     for name, results in found.items():
         values = [measure_anchors(shapes, np.array(result["anchors"])).average_iou for result in results]
         times = {key: median(result[key] for result in results) for key in ("seconds", "cpu_seconds")}
         best = int(np.argmax(values))
         rows.append(
-            {"contestant": name, "runs": runs, **times, "first": values[0], "worst": min(values), "best": values[best]}
+            {
+                "contestant": name,
+                "runs": len(results),
+                **times,
+                "first": values[0],
+                "worst": min(values),
+                "best": values[best],
+            }
             | {"best_anchors": results[best]["anchors"]}
         )
     return rows
@@ -203,6 +212,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     parser.add_argument("--peer-python", metavar="PATH", help="interpreter of an environment with yolov5")
     parser.add_argument("--runs", type=int, default=10, help="runs of each contestant, each with its seed")
+    parser.add_argument("--seconds", type=float, default=600, help="a case's peer has no further runs after so many")
     parser.add_argument("--k", type=int, default=9, help="anchors to find")
     parser.add_argument("--quick", action="store_true", help="two runs of few boxes: shows that all works")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -227,11 +237,13 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name, shapes in cases.items():
-                rows = compare(shapes, options.k, 2 if options.quick else options.runs, peer, Path(folder))
+                rows = compare(
+                    shapes, options.k, 2 if options.quick else options.runs, options.seconds, peer, Path(folder)
+                )
                 report["cases"].append({"boxes": name, "count": len(shapes), "contestants": rows})
                 for row in rows:
                     print(
-                        f"{name} ({len(shapes)}) {row['contestant']:<12} {row['seconds']:8.3f} s, processor "
+                        f"{name} ({len(shapes)}) {row['contestant']:<12} {row['runs']:>2} runs {row['seconds']:8.3f} s, processor "
                         f"{row['cpu_seconds']:8.3f} s; average IoU {row['worst']:.5f} … {row['best']:.5f}",
                         flush=True,
                     )

@@ -199,6 +199,17 @@ def test_mistakes(run: Run, dog: Path, arguments: str, message: str) -> None:
     assert not Path("runs").exists()
 
 
+def test_without_a_model_the_one_that_comes_with_detkit_sees(run: Run) -> None:
+    code, out, _ = run("sample:astronaut", "--json", model=None)
+    assert code == 0
+    best = line_for(out)["detections"][0]
+    assert best["label"] == "person"
+    x1, y1, x2, y2 = best["box"]
+    assert x1 < 224 < x2  # the middle of her face
+    assert y1 < 120 < y2
+    assert (x2 - x1) * (y2 - y1) > 512 * 512 / 6
+
+
 def test_weights_without_a_model_are_of_none(run: Run) -> None:
     assert "net.weights: name the config" in one_sentence(
         *run("sample:astronaut", "--weights", "net.weights", model=None)

@@ -196,9 +196,9 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a model that finds nothing in place of any that is loaded."""
 
     class Blind:
-        name, classes, selection = "blind", ("cat", "dog"), Selection()
+        name, classes, selection, proposals = "blind", ("cat", "dog"), Selection(), None
 
-        def predict(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
+        def predict(self, pictures: list[np.ndarray], selection: Selection, proposals: None = None) -> list[Detections]:
             nothing = torch.zeros(0)
             return [Detections(nothing.reshape(0, 4), nothing, nothing.long(), (50, 60))] * len(pictures)
 

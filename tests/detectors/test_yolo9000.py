@@ -13,6 +13,7 @@ from torch import nn
 from detkit.backbones import BackboneConfig
 from detkit.config import shipped_configs
 from detkit.data.dataset import load_dataset
+from detkit.data.relabel import relabel
 from detkit.detectors.yolo9000 import YOLO9000, YOLO9000Config, YOLO9000Loss
 from detkit.detectors.yolov2 import YOLOv2, YOLOv2Config, YOLOv2Neck
 from detkit.errors import DetkitError
@@ -21,7 +22,7 @@ from detkit.ops.boxes import pairwise_iou
 from detkit.ops.losses import learnable
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
-from detkit.train.run import Job, _relabel, train
+from detkit.train.run import Job, train
 
 HEIGHT, WIDTH = 96, 128
 ANCHORS = [(12.0, 17.0), (34.0, 26.0), (70.0, 81.0)]
@@ -315,7 +316,7 @@ def test_pictures_whose_label_the_tree_lacks_are_left_out(tmp_path: Path) -> Non
     file = joint_data(tmp_path)
     (tmp_path / "crops" / "ring").rename(tmp_path / "crops" / "pebble")
     data, lines = load_dataset(file, "train"), []
-    left = _relabel(data, ("round", "edged", "circle", "cross", "square", "star", "triangle"), lines.append)
+    left = relabel(data, ("round", "edged", "circle", "cross", "square", "star", "triangle"), lines.append)
     assert len(left) == 12
     assert lines[-1] == f"{len(data) - 12} pictures whose label is unknown to the model left out"
 

@@ -217,7 +217,9 @@ def test_detections_lie_in_the_input_and_above_the_score() -> None:
         assert (detections.boxes.amax(0) <= torch.tensor([128, 96, 128, 96])).all()
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("yolov3_")])
+@pytest.mark.parametrize(
+    "name", [name for name in shipped_configs() if name.startswith("yolov3_") and name.endswith("_coco")]
+)
 def test_every_parameter_learns(name) -> None:
     size = 64 if "swin" not in name else 224
     model = build_detector(read_config(name, [f"preprocess.size=[{size}, {size}]"])).train()
@@ -229,6 +231,33 @@ def test_every_parameter_learns(name) -> None:
     sum(model.losses(pictures, boxes).values()).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not dead
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov3_resnet50_coco", "yolov3_swin_t_coco"])
+def test_backbones_of_timm_learn_by_heart_too(name) -> None:
+    torch.manual_seed(0)
+    model = build_detector(read_config(name, ["preprocess.size=[96, 128]", "classes=[bird, cat, dog]"])).train()
+    truth = [
+        target((10, 10, 22, 25, 0), (30, 20, 110, 90, 1)),
+        target((60, 10, 84, 36, 2), (5, 40, 60, 80, 1)),
+    ]
+    steps, losses = 60, []
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = sum(model.losses(batch(), truth).values())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+    for found, expected in zip(model.eval().detect(batch(), Selection(score=0.5)), truth, strict=True):
+        assert sorted(found.labels.tolist()) == sorted(expected.labels.tolist())
+        for box, label in zip(expected.boxes.tolist(), expected.labels.tolist(), strict=True):
+            assert max(iou(box, other) for other in found.boxes[found.labels == label].tolist()) > 0.7
 
 
 def test_the_layers_follow_the_released_files() -> None:

@@ -33,11 +33,12 @@ class Oracle:
 
     def __post_init__(self):
         self.selection = Selection()
+        self.proposals = None
         self.known = {sample.read().tobytes(): sample for sample in self.data.samples}
         self.batches: list[int] = []
         self.selections: list[Selection] = []
 
-    def predict(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
+    def predict(self, pictures: list[np.ndarray], selection: Selection, proposals: None = None) -> list[Detections]:
         self.batches.append(len(pictures))
         self.selections.append(selection)
         return [self._find(self.known[picture.tobytes()], selection) for picture in pictures]
@@ -132,7 +133,7 @@ def test_a_file_that_changes_under_way(coco: Path):
 
 def test_no_common_class(data: Dataset):
     class Blind(Oracle):
-        def predict(self, pictures, selection):
+        def predict(self, pictures, selection, proposals=None):
             raise AssertionError("nothing is to be detected")
 
     with pytest.raises(DetkitError, match=r"none of its classes \(circle, cross, .*\) is known to the model oracle"):
@@ -141,7 +142,7 @@ def test_no_common_class(data: Dataset):
 
 def test_missing_pictures_are_known_before_the_work(coco: Path):
     class Idle(Oracle):
-        def predict(self, pictures, selection):
+        def predict(self, pictures, selection, proposals=None):
             raise AssertionError("nothing is to be detected")
 
     data = load_dataset(coco)
@@ -164,7 +165,7 @@ def test_a_picture_that_cannot_be_read_is_named(data: Dataset, tmp_path: Path):
 @pytest.mark.parametrize(("side", "most"), [(96, 16), (8000, 6)])
 def test_pictures_are_read_ahead_but_not_all_at_once(data: Dataset, side: int, most: int):
     class Slow(Oracle):
-        def predict(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
+        def predict(self, pictures: list[np.ndarray], selection: Selection, proposals: None = None) -> list[Detections]:
             nonlocal seen
             seen += len(pictures)
             time.sleep(0.05)
