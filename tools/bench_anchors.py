@@ -244,7 +244,8 @@ def main() -> None:
                 for row in rows:
                     print(
                         f"{name} ({len(shapes)}) {row['contestant']:<12} {row['runs']:>2} runs "
-                        f"{row['seconds']:8.3f} s, processor {row['cpu_seconds']:8.3f} s; average IoU {row['worst']:.5f} … {row['best']:.5f}",
+                        f"{row['seconds']:8.3f} s, processor {row['cpu_seconds']:8.3f} s; "
+                        f"average IoU {row['worst']:.5f} … {row['best']:.5f}",
                         flush=True,
                     )
     finally:
