@@ -46,16 +46,14 @@ def test_fill_prefers_what_fits() -> None:
 
 
 def test_a_union_looks_as_its_parts_by_size() -> None:
-    """0 and 1 join; weighted by size they are like 2 (share 0.75 in the first bin) and unlike 3 (share 0.25)."""
+    """With sizes of 3 : 1 the union of 0 and 1 is [.375, .125, .5], which shares .475 with 2 and .225 with 3."""
     histograms = np.zeros((4, 105), np.float32)
-    histograms[:, :2] = [[1, 0], [0.99, 0.01], [0.9, 0.1], [0, 1]]
-    histograms[1, :2] = [0.95, 0.05]
+    histograms[:, :3] = [[0.5, 0, 0.5], [0, 0.5, 0.5], [0.4, 0.1, 0], [0.1, 0.4, 0]]
     pairs = np.array([[0, 1], [0, 2], [1, 3]])
-    segments = Segments(np.array([300, 100, 5, 5]), np.array([[i, 0, i + 1, 1] for i in range(4)]), histograms, pairs)
-    found = group(segments, **NONE | {"color": True})
-    assert found.parts.tolist() == [[0, 1], [2, 4], [3, 5]]
-    equal = segments._replace(sizes=np.array([1, 10_000, 5, 5]))
-    assert group(equal, **NONE | {"color": True}).parts.tolist() == [[0, 1], [2, 4], [3, 5]]
+    boxes = np.array([[i, 0, i + 1, 1] for i in range(4)])
+    for sizes, nearer in (([300, 100, 5, 5], 2), ([100, 300, 5, 5], 3)):
+        found = group(Segments(np.array(sizes), boxes, histograms, pairs), **NONE | {"color": True})
+        assert found.parts[:2].tolist() == [[0, 1], [nearer, 4]]
 
 
 @pytest.mark.parametrize("measure", [ALL, NONE | {"fill": True}, NONE | {"size": True}, ALL | {"color": False}])

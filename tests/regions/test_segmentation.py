@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
+from detkit.data.picture import sample_picture
 from detkit.regions.segmentation import segment, sort_edges
 
 
@@ -30,9 +31,7 @@ def test_a_weight_is_the_distance_of_the_colours() -> None:
     assert (edges.weights == 0).sum() > 30
 
 
-def test_segments_cover_the_picture_and_are_connected(shared) -> None:
-    from detkit.data.picture import sample_picture
-
+def test_segments_cover_the_picture_and_are_connected() -> None:
     picture = sample_picture("chelsea")[:200, :240]
     labels, count = segment(sort_edges(picture), 100, 50)
     assert labels.shape == (200, 240)
