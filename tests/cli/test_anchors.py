@@ -98,6 +98,16 @@ def test_anchors_of_a_config_are_judged(run: Run, boxes: Path) -> None:
     assert tree["config"]["average_iou"] == pytest.approx((2 * large + small) / 3, abs=1e-6)
 
 
+def test_anchors_of_yolov2_are_judged(run: Run, boxes: Path) -> None:
+    arguments = ("--data", boxes, "--config", "yolov2_darknet19_coco")
+    tree = json.loads(run(*arguments, "--json")[1])
+    assert [scale["stride"] for scale in tree["scales"]] == [32]
+    assert (tree["new"]["anchors"], tree["worthwhile"]) == ([[38, 38], [76, 76]], True)
+    assert "new anchors would help: average IoU 0." in run(*arguments)[1]
+    code, _, err = run(*arguments, "--kmeans", "-k", "2", "--write", "yolov2_darknet19_coco")
+    assert (code, "is not overwritten" in err) == (2, True)
+
+
 def test_good_anchors_need_no_new_ones(run: Run, boxes: Path) -> None:
     arguments = ("--data", boxes, "--config", "yolov3_tiny_coco", "--kmeans", "-k", "2", "--write", "new.yaml")
     code, out, _ = run(*arguments)
@@ -145,8 +155,11 @@ def test_a_picture_of_boxes_and_anchors(run: Run) -> None:
 
 
 def test_published_data(run: Run, shared: Path) -> None:
-    tree = json.loads(run("--data", shared / "bccd", "--kmeans", "-k", "6", "--json")[1])
-    assert tree["average_iou"] == pytest.approx(0.865, abs=5e-4)
+    arguments = ("--data", shared / "bccd", "--kmeans", "-k", "6", "--json")
+    out = run(*arguments)[1]
+    tree = json.loads(out)
+    assert tree["average_iou"] >= 0.865
+    assert run(*arguments)[1] == out
     known = [[25, 25], [60, 57], [73, 61], [66, 70], [79, 74], [141, 129]]
     assert np.array(tree["anchors"]) == pytest.approx(np.array(known, float), abs=3.5)
 
