@@ -87,8 +87,8 @@ def test_detections_are_torchvisions(name, pictures, tmp_path) -> None:
         sure = found.scores > found.scores.min() + 1e-4
         assert sure.sum() > 0.9 * len(found)
         # Random boxes overlap by about the threshold of NMS now and then, where rounding decides which of two stays.
-        assert (~same.any(0)[sure]).sum() <= 2
-        assert (~same.any(1)[sure]).sum() <= 2
+        assert (~same.any(0)[sure]).sum() <= 0.05 * len(found)
+        assert (~same.any(1)[sure]).sum() <= 0.05 * len(found)
         torch.testing.assert_close(found.scores, wanted["scores"], atol=1e-3, rtol=0)
 
 
