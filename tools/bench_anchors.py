@@ -49,8 +49,8 @@ def generated(count: int, seed: int = 0) -> Shapes:
     """Boxes [N, 2] of every size and several ratios, in blocks, so that ten million need no more than their memory."""
     random = np.random.default_rng(seed)
     shapes = np.empty((count, 2), np.float32)
-    for start in range(0, count, 1_000_000):
-        block = shapes[start : start + 1_000_000]
+    for start in range(0, count, 50_000):
+        block = shapes[start : start + 50_000]
         size, ratio = random.normal(3.6, 0.9, (len(block), 1)), random.normal(0, 0.35, (len(block), 1))
         block[:] = np.exp(size + np.hstack([ratio, -ratio])).clip(2, SIDE)
     return shapes
@@ -192,18 +192,18 @@ def growth(counts: tuple[int, ...], k: int) -> list[dict[str, Any]]:
 
 
 def grow(count: int, k: int) -> dict[str, Any]:
-    """Measure one count."""
-    import resource
+    """Measure one count: the time, and in another run, which that slows down, the memory."""
+    import tracemalloc
 
     from detkit.ops.kmeans import find_anchors
 
-    unit = 1 if sys.platform == "darwin" else 1024
     shapes = generated(count)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     found = timed(lambda: find_anchors(shapes, k).anchors)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     del found["anchors"]
-    return {"boxes": count, **found, "boxes_mib": shapes.nbytes / 2**20, "further_mib": (after - before) / 2**20}
+    tracemalloc.start()
+    find_anchors(shapes, k)
+    further = tracemalloc.get_traced_memory()[1]
+    return {"boxes": count, **found, "boxes_mib": shapes.nbytes / 2**20, "further_mib": further / 2**20}
 
 
 def main() -> None:
@@ -243,7 +243,7 @@ def main() -> None:
                 report["cases"].append({"boxes": name, "count": len(shapes), "contestants": rows})
                 for row in rows:
                     print(
-                        f"{name} ({len(shapes)}) {row['contestant']:<12} {row['runs']:>2} runs "
+                        f"{name} ({len(shapes)}) {row['contestant']:<12} {row['runs']:>2} × "
                         f"{row['seconds']:8.3f} s, processor {row['cpu_seconds']:8.3f} s; "
                         f"average IoU {row['worst']:.5f} … {row['best']:.5f}",
                         flush=True,

@@ -26,8 +26,9 @@ _ROWS = 1 << 16  # of all boxes, looked at together: what fits a cache
 _EXACT = 16_384  # distinct shapes that are told apart as they are; more are counted in cells
 _COARSE = 4096  # shapes among which starts are tried
 _CELL = 0.01  # relative width of the finest cells
-_STARTS = 16  # of _COARSE shapes; fewer shapes get more, as many as take the same time
-_MOST_STARTS = 64
+_STARTS = 16  # among _COARSE shapes; fewer get more, as many as take the same time
+_PATIENCE = 3  # times as many where there are no more than _COARSE shapes from the beginning, which is soon done
+_MOST_STARTS = 192
 _FINISHED = 2  # starts that are led to their end among all shapes
 _ROUNDS = 30
 # The size of an anchor, the root of its area, that fits a stride, in strides: so chosen that the nine anchors that
@@ -76,7 +77,8 @@ def find_anchors(
         )
     coarse = _count(*fine, max(_COARSE, 2 * k))
     order = np.argsort(coarse[0], axis=0, kind="stable")
-    count = min(_MOST_STARTS, _STARTS * _COARSE // len(coarse[0]))
+    patience = _PATIENCE if len(fine[0]) <= _COARSE else 1
+    count = min(_MOST_STARTS, max(1, patience * _STARTS * _COARSE // len(coarse[0])))
     starts: list[tuple[float, Floats]] = []
     for number in range(count):
         anchors = _spread(*coarse, k, np.random.default_rng([seed, k, number]))
