@@ -182,8 +182,8 @@ def _spread(shapes: Floats, weights: Floats, k: int, random: np.random.Generator
 def _lloyd(shapes: Floats, weights: Floats, anchors: Floats, order: Ints) -> Floats:
     """Give boxes to the anchor that overlaps them most and move it to their median, until nothing changes.
 
-    order [N, 2]: the shapes' rows by width and by height. Medians bring the paper's figures, means fall short of them.
-    They may lower the average IoU a little, so the best anchors on the way are returned.
+    order [N, 2]: the shapes' rows by width and by height. The paper leaves open what a centre is; a few large boxes
+    move a median less than a mean. It may lower the average IoU a little, so the best anchors on the way are returned.
     """
     before, best, found = None, -1.0, anchors
     for _ in range(_ROUNDS):
