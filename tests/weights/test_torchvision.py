@@ -47,8 +47,10 @@ def theirs(name: str, picture: torch.Tensor | None = None, **options) -> nn.Modu
                 module.momentum = 1.0
         features = model.roi_heads.box_head.train()(regions)
         model.eval()
-        predictor.cls_score.weight.mul_(2 / predictor.cls_score(features).std())
-        predictor.bbox_pred.weight.mul_(0.5 / predictor.bbox_pred(features).std())
+        # Weaker for v2: else torchvision's own float32 scores are up to 4e-4 from its float64 ones.
+        strength = 0.125 if name.endswith("_v2") else 1
+        predictor.cls_score.weight.mul_(2 * strength / predictor.cls_score(features).std())
+        predictor.bbox_pred.weight.mul_(0.5 * strength / predictor.bbox_pred(features).std())
         nn.init.normal_(predictor.cls_score.bias, std=1.0)
         nn.init.normal_(predictor.bbox_pred.bias, std=0.5)
     return model
@@ -86,10 +88,9 @@ def test_detections_are_torchvisions(name, pictures, tmp_path) -> None:
         same &= (found.boxes[:, None] - wanted["boxes"]).abs().amax(-1) < 1e-2
         sure = found.scores > found.scores.min() + 1e-4
         assert sure.sum() > 0.9 * len(found)
-        # Random boxes overlap by about the threshold of NMS now and then, where rounding decides which of two stays.
-        assert (~same.any(0)[sure]).sum() <= 0.05 * len(found)
-        assert (~same.any(1)[sure]).sum() <= 0.05 * len(found)
-        torch.testing.assert_close(found.scores, wanted["scores"], atol=1e-3, rtol=0)
+        assert same.any(0)[sure].all()
+        assert same.any(1)[sure].all()
+        torch.testing.assert_close(found.scores, wanted["scores"], atol=1e-4, rtol=0)
 
 
 def test_both_kinds_of_batch_norm_and_old_names_are_read(tmp_path) -> None:
