@@ -242,20 +242,21 @@ def test_backbones_of_timm_learn_by_heart_too(name) -> None:
         target((10, 10, 22, 25, 0), (30, 20, 110, 90, 1)),
         target((60, 10, 84, 36, 2), (5, 40, 60, 80, 1)),
     ]
-    steps, losses = 60, []
+    pictures = batch()  # once, for it seeds, and would drop the same paths of Swin in every step
+    steps, losses = 90, []
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = sum(model.losses(batch(), truth).values())
+        loss = sum(model.losses(pictures, truth).values())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 10
-    for found, expected in zip(model.eval().detect(batch(), Selection(score=0.5)), truth, strict=True):
-        assert set(found.labels.tolist()) == set(expected.labels.tolist())
+    for found, expected in zip(model.eval().detect(pictures, Selection(score=0.5)), truth, strict=True):
+        assert sorted(found.labels.tolist()) == sorted(expected.labels.tolist())
         for box, label in zip(expected.boxes.tolist(), expected.labels.tolist(), strict=True):
             assert max(iou(box, other) for other in found.boxes[found.labels == label].tolist()) > 0.7
 
