@@ -89,6 +89,12 @@ class ModelConfig(Strict):
         return self.model_copy(update={"classes": list(names)})
 
     @model_validator(mode="after")
+    def _pictures_are_whole(self) -> Self:
+        if self.preprocess.mode == "center_crop":
+            raise ValueError("preprocess.mode: center_crop cuts objects off, it is for classifiers; take letterbox")
+        return self
+
+    @model_validator(mode="after")
     def _pictures_are_where_they_are_clipped(self) -> Self:
         if getattr(self.detector, "clip", None) == "picture" and self.preprocess.mode != "shortest_edge":
             raise ValueError(

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,12 +26,16 @@ from detkit.structures import Batch, Candidates, Detections
 
 Channel = Annotated[float, Field(ge=0, le=1)]
 
+_PILLOW = {"pillow_linear": Image.Resampling.BILINEAR, "pillow_cubic": Image.Resampling.BICUBIC}
 _CV2 = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a picture lies on the canvas: sizes are (height, width), offset is (top, left), all in pixels."""
+    """Where a picture lies on the canvas: sizes are (height, width), offset is (top, left), all in pixels.
+
+    The offset is negative where the picture reaches beyond the canvas.
+    """
 
     picture: tuple[int, int]
     resized: tuple[int, int]
@@ -63,19 +68,25 @@ class Preprocess(Strict):
     """How a picture becomes the network's input; stored with every model.
 
     mode: `stretch` to size; `letterbox` fits into size with its shape kept and centres it; `shortest_edge` scales the
-      shorter side to size[0] unless the longer would pass size[1], and places it at the top left.
+      shorter side to size[0] unless the longer would pass size[1], and places it at the top left; `center_crop`, for
+      classifiers, scales with the shape kept until size is the share `crop` of the shorter side, and takes the centre.
     size: (height, width) of the canvas; for `shortest_edge` (shorter, longest) side.
-    interpolation: `linear`, `area`, `cubic`, `nearest` resize 8-bit pixels with OpenCV; `float_linear` resizes floats
-      with half-pixel centres as torchvision does; `darknet` resizes floats with aligned corners, rounds sizes down and
-      shifts boxes by the unrounded half margin as Darknet does.
+    interpolation: `linear`, `area`, `cubic`, `nearest` resize 8-bit pixels with OpenCV; `pillow_linear` and
+      `pillow_cubic` with Pillow, antialiased; `float_linear` resizes floats with half-pixel centres as torchvision
+      does; `darknet` resizes floats with aligned corners, rounds sizes down and shifts boxes by the unrounded half
+      margin as Darknet does.
+    crop: of a `center_crop`: .875, 224 of 256 pixels, is what most classifiers are measured with.
     fill: value of the margin, 0 … 1: a grey, or red, green and blue.
     minimal: a letterbox is padded only to the next multiple of divisor instead of to the whole size.
     divisor: the canvas' sides are multiples of it.
     """
 
-    mode: Literal["stretch", "letterbox", "shortest_edge"] = "letterbox"
+    mode: Literal["stretch", "letterbox", "shortest_edge", "center_crop"] = "letterbox"
     size: tuple[PositiveInt, PositiveInt] = (416, 416)
-    interpolation: Literal["linear", "area", "cubic", "nearest", "float_linear", "darknet"] = "linear"
+    interpolation: Literal[
+        "linear", "area", "cubic", "nearest", "pillow_linear", "pillow_cubic", "float_linear", "darknet"
+    ] = "linear"
+    crop: float = Field(0.875, gt=0, le=1)
     fill: Channel | tuple[Channel, Channel, Channel] = 0.5
     minimal: bool = False
     divisor: PositiveInt = 32
@@ -94,6 +105,15 @@ class Preprocess(Strict):
             scale = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
             return Placement((height, width), (max(1, int(height * scale)), max(1, int(width * scale))))
         net_h, net_w = self.size
+        if self.mode == "center_crop":  # sizes as timm and torchvision round them
+            least_h, least_w = (math.floor(side / self.crop) for side in self.size)
+            if least_h * width >= least_w * height:
+                resized = least_h, least_h * width // height
+            else:
+                resized = least_w * height // width, least_w
+            return Placement(
+                (height, width), resized, (-round((resized[0] - net_h) / 2), -round((resized[1] - net_w) / 2))
+            )
         if self.interpolation == "darknet":  # image.c, letterbox_image: integer division
             if net_w * height < net_h * width:
                 resized = max(1, height * net_w // width), net_w
@@ -114,12 +134,21 @@ class Preprocess(Strict):
         canvas = torch.tensor(self.fill).mul(255).expand(len(pictures), height, width, 3).contiguous()
         for row, picture, placement in zip(canvas, pictures, placements, strict=True):
             (top, left), (h, w) = map(int, placement.offset), placement.resized
-            row[top : top + h, left : left + w] = self._resize(picture, placement.resized)
+            pixels = self._resize(picture, placement.resized)
+            if self.mode == "center_crop":
+                row[:] = pixels[-top : height - top, -left : width - left]
+            else:
+                row[top : top + h, left : left + w] = pixels
         images = canvas.div_(255).permute(0, 3, 1, 2)
-        return Batch(images, torch.tensor([placement.resized for placement in placements])), placements
+        sizes = torch.tensor([placement.resized for placement in placements])
+        return Batch(images, sizes.minimum(torch.tensor([height, width]))), placements
+
+    def of_canvases(self, size: tuple[int, int]) -> Preprocess:
+        """Return what takes pictures that were made for the network's input of this size, as training makes them."""
+        return self.model_copy(update={"size": size} | ({"mode": "stretch"} if self.mode == "center_crop" else {}))
 
     def _canvas(self, placement: Placement) -> tuple[int, int]:
-        if self.mode == "stretch" or (self.mode == "letterbox" and not self.minimal):
+        if self.mode in ("stretch", "center_crop") or (self.mode == "letterbox" and not self.minimal):
             return self.size
         h, w = placement.resized
         return self._round_up(h), self._round_up(w)
@@ -134,6 +163,8 @@ class Preprocess(Strict):
         if self.interpolation in _CV2:
             resized: NDArray[Any] = cv2.resize(picture, size[::-1], interpolation=_CV2[self.interpolation])
             return torch.from_numpy(resized)
+        if self.interpolation in _PILLOW:
+            return torch.from_numpy(np.array(Image.fromarray(picture).resize(size[::-1], _PILLOW[self.interpolation])))
         planes = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
         planes = F.interpolate(planes, size, mode="bilinear", align_corners=self.interpolation == "darknet")
         return planes[0].permute(1, 2, 0)

@@ -51,6 +51,7 @@ def test_every_shipped_config_builds(name) -> None:
         (["selection"], "--set selection: expected key.subkey=value"),
         (["selection.score.x=1"], "selection.score is a value and has no keys"),
         (["selection=[1"], "is not valid YAML"),
+        (["preprocess.mode=center_crop"], "preprocess.mode: center_crop cuts objects off, it is for classifiers"),
         (["preprocess.size=[400, 416]"], "size [400, 416] must be multiples of the divisor 32"),
     ],
 )

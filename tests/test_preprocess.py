@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import timm.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 
 from detkit.preprocess import Placement, Preprocess
@@ -17,7 +19,10 @@ MODES = [
 ]
 
 
-@pytest.mark.parametrize("preprocess", MODES)
+CENTER = Preprocess(mode="center_crop", size=(96, 128), crop=0.75)
+
+
+@pytest.mark.parametrize("preprocess", [*MODES, CENTER])
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
 def test_boxes_come_back(preprocess, height, width) -> None:
     placement = preprocess.place(height, width)
@@ -52,6 +57,36 @@ def test_shortest_edge_by_hand() -> None:
     preprocess = Preprocess(mode="shortest_edge", size=(800, 1333))
     assert preprocess.place(480, 640).resized == (800, 1066)
     assert preprocess.place(300, 1200).resized == (333, 1333)
+
+
+def test_center_crop_by_hand() -> None:
+    preprocess = Preprocess(mode="center_crop", size=(224, 224))
+    assert preprocess.place(480, 640) == Placement((480, 640), (256, 341), (-16, -58))
+    assert preprocess.place(640, 480) == Placement((640, 480), (341, 256), (-58, -16))
+    # 96 × 128 of 128 × 170: a square is scaled until it is 170 wide.
+    assert CENTER.place(10, 10) == Placement((10, 10), (170, 170), (-37, -21))
+    assert CENTER.place(100, 1000) == Placement((100, 1000), (128, 1280), (-16, -576))
+    batch, _ = CENTER([np.full((100, 1000, 3), 255, np.uint8), np.full((7, 3, 3), 255, np.uint8)])
+    assert batch.images.shape == (2, 3, 96, 128)
+    assert batch.sizes.tolist() == [[96, 128]] * 2
+    assert batch.images.min() == 1
+
+
+@pytest.mark.parametrize(("name", "crop"), [("bilinear", 0.875), ("bicubic", 0.9), ("bicubic", 1.0)])
+@pytest.mark.parametrize("shape", [(375, 500), (501, 334), (90, 100)])
+def test_center_crop_is_timms(name, crop, shape) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    theirs = timm.data.create_transform((3, 224, 224), interpolation=name, crop_pct=crop, mean=(0,) * 3, std=(1,) * 3)
+    interpolation = {"bilinear": "pillow_linear", "bicubic": "pillow_cubic"}[name]
+    batch, _ = Preprocess(mode="center_crop", size=(224, 224), interpolation=interpolation, crop=crop)([picture])
+    assert torch.equal(batch.images[0], theirs(Image.fromarray(picture)))
+
+
+def test_what_training_made_for_the_input_is_not_cut_again() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    batch, _ = CENTER.of_canvases((64, 96))([picture])
+    assert np.array_equal((batch.images[0].permute(1, 2, 0) * 255).round().numpy(), picture)
+    assert MODES[1].of_canvases((64, 96)) == MODES[1].model_copy(update={"size": (64, 96)})
 
 
 def test_pictures_of_different_sizes_share_a_canvas() -> None:

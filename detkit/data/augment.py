@@ -33,8 +33,11 @@ from detkit.structures import Target
 Size = tuple[int, int]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
-# Preprocess' resizing; the two that work on floats have no 8-bit form but linear.
-_INTERPOLATION = {"area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
+# Preprocess' resizing, or what OpenCV has that is next to it; the two that work on floats are linear.
+_INTERPOLATION = {
+    "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST,
+    "pillow_linear": cv2.INTER_AREA, "pillow_cubic": cv2.INTER_CUBIC,
+}  # fmt: skip
 _SAMPLES = 1  # keeps a sample's random numbers apart from the loader's
 _CUT = 0.2  # a mosaic's cut keeps this share of the canvas from its border (Darknet's mosaic does)
 _MIN_SIDE = 1  # pixels

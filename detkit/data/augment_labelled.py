@@ -2,9 +2,11 @@
 
 The defaults are those of Inception's training (Szegedy et al., 2014, arXiv 1409.4842, section 6), which most recipes
 share: a piece of 8 to 100 % of the picture, with sides of 3 : 4 to 4 : 3, resized to the network's input, and a flip.
-RandAugment is Cubuk et al., 2019, arXiv 1909.13719; random erasing Zhong et al., 2017, arXiv 1708.04896.
+RandAugment is Cubuk et al., 2019, arXiv 1909.13719; random erasing Zhong et al., 2017, arXiv 1708.04896; repeated
+augmentation Hoffer et al., 2019, arXiv 1901.09335, and Berman et al., 2019, arXiv 1902.05509.
 
-Everything random about a sample follows from (seed, epoch, index); the global random numbers stay as they were.
+Everything random about a sample follows from (seed, epoch, index), where the repetitions of picture i of N have the
+indices i, N + i, 2 N + i, …; the global random numbers stay as they were.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class ClassifierAugment(Strict):
     relative to the input's, at most this or its inverse. flip: probability of a horizontal flip. rotate: the most it is
     turned either way, in degrees. hue: the most it turns, as part of the circle. saturation, exposure: the most they
     are multiplied or divided by. rand_augment: further changes, or none. erase: probability that a rectangle of 2 to
-    33 % of the picture is filled with the margin's colour. multi_scale: other inputs every few batches, or none.
+    33 % of the picture is filled with noise. multi_scale: other inputs every few batches, or none. repeats: how often
+    each picture stands in its batch, every time changed in another way; an epoch keeps its length, and so sees one
+    picture in `repeats`.
     """
 
     area: tuple[float, float] = (0.08, 1)
@@ -54,6 +58,7 @@ class ClassifierAugment(Strict):
     rand_augment: RandAugment | None = None
     erase: Probability = 0
     multi_scale: MultiScale | None = None
+    repeats: PositiveInt = 1
 
     @model_validator(mode="after")
     def _area_is_a_range(self) -> ClassifierAugment:
@@ -62,12 +67,26 @@ class ClassifierAugment(Strict):
         return self
 
 
+class _Erasing(v2.RandomErasing):  # type: ignore[misc]  # torchvision's transforms have no types
+    """Random erasing with a value from 0 to 255 for each pixel and channel, which the paper found best (RE-R)."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the rectangle and its noise."""
+        params: dict[str, Any] = super().make_params(flat_inputs)
+        if params["v"] is not None:
+            params["v"] = torch.randint(256, (3, params["h"], params["w"]), dtype=torch.uint8)
+        return params
+
+
 class ClassifierAugmenter:
     """Draws training samples, as `detkit.data.augment.Augmenter` does for pictures with boxes."""
 
     def __init__(self, augment: ClassifierAugment, preprocess: Preprocess) -> None:
         self._augment = augment
-        self._antialias = preprocess.interpolation == "area"  # as pictures are resized outside of training
+        # As pictures are resized outside of training.
+        self._antialias = preprocess.interpolation in ("area", "pillow_linear", "pillow_cubic")
+        cubic = preprocess.interpolation in ("cubic", "pillow_cubic")
+        self._interpolation = InterpolationMode.BICUBIC if cubic else InterpolationMode.BILINEAR
         self._fill = [round(255 * value) for value in np.broadcast_to(preprocess.fill, 3).tolist()]
 
     def __call__(
@@ -81,7 +100,7 @@ class ClassifierAugmenter:
         proposals: Sequence[NDArray[np.float32]] | None = None,
     ) -> Augmented:
         """Draw the sample that follows from (seed, epoch, index); its picture has the size of the input."""
-        sample = dataset.samples[index]
+        sample = dataset.samples[index % len(dataset)]
         picture = torch.from_numpy(np.ascontiguousarray(sample.read())).permute(2, 0, 1)
         numbers = np.random.SeedSequence([_SAMPLES, seed, epoch, index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
@@ -97,7 +116,9 @@ class ClassifierAugmenter:
         options = self._augment
         shape = size_hw[1] / size_hw[0]
         ratio = shape / options.aspect, shape * options.aspect
-        changes: list[Any] = [v2.RandomResizedCrop(list(size_hw), options.area, ratio, antialias=self._antialias)]
+        changes: list[Any] = [
+            v2.RandomResizedCrop(list(size_hw), options.area, ratio, self._interpolation, self._antialias)
+        ]
         if options.flip:
             changes.append(v2.RandomHorizontalFlip(options.flip))
         if options.rotate:
@@ -108,6 +129,5 @@ class ClassifierAugmenter:
         if (rand := options.rand_augment) is not None:
             changes.append(v2.RandAugment(rand.layers, rand.magnitude, fill=self._fill))
         if options.erase:
-            # The paper found random values best; torchvision's are of a normal distribution, which 8-bit pixels lack.
-            changes.append(v2.RandomErasing(options.erase, value=self._fill))
+            changes.append(_Erasing(options.erase))
         return v2.Compose(changes)

@@ -9,6 +9,10 @@ No picture is left out or drawn twice. An epoch of N pictures takes the smallest
 batch size, and the pictures are dealt out evenly: the steps of an epoch, and the shares of a step, differ by one
 picture at most, so there is no small last batch and every process takes every step. The one exception: with batches of
 one picture in several processes, N not being a multiple of W, some shares have two, so that none has none.
+
+Repeated augmentation (Hoffer et al., 2019, arXiv 1901.09335) keeps the length of an epoch and takes one picture in R, R
+times each. Within a step all pictures come once before one comes again: what mixes neighbours then mixes two pictures,
+and W shares have as many different ones as there can be.
 """
 
 from __future__ import annotations
@@ -98,12 +102,12 @@ def training_loader(
     data set with fewer pictures than processes; canvas sizes that are no multiples of the divisor; while iterating, a
     picture that cannot be read. Under Lightning, set `use_distributed_sampler=False`.
     """
-    steps = _Steps(dataset, preprocess, batch_size, rank, world_size, seed, augment.multi_scale)
     augmenter: Augmenter | ClassifierAugmenter
     if isinstance(augment, Augment):
-        augmenter = Augmenter(augment, preprocess)
+        augmenter, repeats = Augmenter(augment, preprocess), 1
     else:
-        augmenter = ClassifierAugmenter(augment, preprocess)
+        augmenter, repeats = ClassifierAugmenter(augment, preprocess), augment.repeats
+    steps = _Steps(dataset, preprocess, batch_size, rank, world_size, seed, augment.multi_scale, repeats)
     return Loader(_ReadTraining(dataset, preprocess, augmenter, seed, proposals), steps, workers)
 
 
@@ -129,7 +133,10 @@ def evaluation_loader(
 
 
 class _Steps(Sampler[Step]):
-    """The steps of an epoch; without a seed the pictures keep their order."""
+    """The steps of an epoch; without a seed the pictures keep their order.
+
+    Of N pictures, i + r N is the repetition r of picture i.
+    """
 
     def __init__(
         self,
@@ -140,7 +147,9 @@ class _Steps(Sampler[Step]):
         world_size: int,
         seed: int | None = None,
         multi_scale: MultiScale | None = None,
+        repeats: int = 1,
     ) -> None:
+        self.repeats = repeats
         self.pictures = len(dataset)
         if self.pictures < world_size:
             raise DetkitError(
@@ -165,7 +174,9 @@ class _Steps(Sampler[Step]):
         order = np.arange(self.pictures)
         if self.seed is not None:
             order = np.random.default_rng([_ORDER, self.seed, self.epoch]).permutation(order)
+        order = (order[:, None] + self.pictures * np.arange(self.repeats)).ravel()[: self.pictures]
         for number, pictures in enumerate(np.array_split(order, self.length)):
+            pictures = pictures[np.argsort(pictures // self.pictures, kind="stable")]
             share = np.array_split(pictures, self.world_size)[self.rank]
             yield Step(self.epoch, tuple(share.tolist()), self._size(self.epoch * self.length + number))
 
@@ -222,7 +233,7 @@ class _ReadTraining:
     def __call__(self, step: Step) -> TrainingBatch:
         draw = partial(self.augmenter, self.dataset, epoch=step.epoch, seed=self.seed, size_hw=step.size_hw)
         samples = [draw(i, proposals=self.proposals) for i in step.indices]
-        preprocess = self.preprocess.model_copy(update={"size": step.size_hw})
+        preprocess = self.preprocess.of_canvases(step.size_hw)
         batch, placements = preprocess([sample.picture for sample in samples])
         targets = [_place(sample.target, place) for sample, place in zip(samples, placements, strict=True)]
         if self.proposals is not None:

@@ -56,14 +56,39 @@ def test_each_change_does_what_it_says(dataset) -> None:
     one = replace(dataset, samples=[sample])
     assert np.array_equal(drawn(one, **STILL).picture, picture)
     assert np.array_equal(drawn(one, **STILL | {"flip": 1}).picture, picture[:, ::-1])
-    erased = drawn(one, **STILL, erase=1).picture != picture
-    assert (drawn(one, **STILL, erase=1).picture[erased] == 51).all()  # 0.2 · 255, the margin's
-    assert 0.02 <= erased[..., 0].mean() <= 0.33
+    noisy = drawn(one, **STILL, erase=1).picture
+    rows, columns = (np.flatnonzero((noisy != picture).any((1 - axis, 2))) for axis in (0, 1))
+    noise = noisy[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert 0.02 <= noise[..., 0].size / noisy[..., 0].size <= 0.33
+    assert (noise != picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]).mean() > 0.95  # nothing is left
+    assert noise.mean() == pytest.approx(127.5, abs=10)
+    assert np.abs(np.diff(noise.astype(int), axis=2)).mean() > 50  # a value of its own for each channel
     piece = drawn(one, **STILL | {"area": (0.25, 0.25)}).picture[0, :, 0].astype(int)
     assert piece[-1] - piece[0] == pytest.approx(4 * 32, abs=6)  # half of the width
     factors = [drawn(one, **STILL, exposure=2, epoch=epoch).picture.mean() / picture.mean() for epoch in range(20)]
     assert 0.5 <= min(factors) < 0.8
     assert 1.2 < max(factors) <= 2
+
+
+def test_a_repetition_is_changed_in_another_way(dataset) -> None:
+    first, second = (drawn(dataset, index=2 + repeat * len(dataset), **EVERYTHING) for repeat in (0, 1))
+    assert not np.array_equal(first.picture, second.picture)
+    assert torch.equal(first.target.labels, second.target.labels)
+    still = [drawn(dataset, index=2 + repeat * len(dataset), **STILL).picture for repeat in (0, 1)]
+    assert np.array_equal(*still)
+
+
+def test_the_interpolation_is_that_of_evaluation(dataset) -> None:
+    row = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    one = replace(dataset, samples=[replace(dataset.samples[0], draw=np.dstack([row] * 3).copy, height=64, width=64)])
+    spread = {}
+    for name in ("linear", "area", "pillow_linear", "pillow_cubic"):
+        preprocess = Preprocess(mode="stretch", size=(32, 32), interpolation=name)
+        augmenter = ClassifierAugmenter(ClassifierAugment(**STILL), preprocess)
+        picture = augmenter(one, 0, epoch=0, seed=0, size_hw=(24, 24)).picture
+        spread[name] = float(picture.std())
+    assert spread["linear"] > 2 * spread["area"]  # stripes finer than the input's pixels become grey
+    assert spread["area"] == spread["pillow_linear"] != spread["pillow_cubic"]
 
 
 def test_a_range_the_wrong_way_round_is_named() -> None:

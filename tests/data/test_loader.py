@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detkit.data.augment import Augment, MultiScale
+from detkit.data.augment_labelled import ClassifierAugment
+from detkit.data.crops import Crops, crop_objects
 from detkit.data.loader import evaluation_loader, training_loader
 from detkit.data.sample import Dataset, Sample
 from detkit.errors import DetkitError
@@ -276,3 +278,22 @@ def test_workers_that_are_not_forked_read_the_same() -> None:
     (step,) = loader.steps
     copy = pickle.loads(pickle.dumps(loader.dataset))
     assert digests(*copy[step]) == digests(*loader.dataset[step])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeated_augmentation(workers) -> None:
+    dataset = crop_objects(noisy_dataset(37), Crops(min_side=0))
+    count, augment = len(dataset), ClassifierAugment(repeats=3)
+    whole = training_loader(dataset, PREPROCESS, augment, batch_size=12, seed=7)
+    steps = [step.indices for step in whole.steps]
+    numbers = [number for step in steps for number in step]
+    assert len(numbers) == count  # the epoch is no longer
+    pictures = [number % count for number in numbers]
+    assert [pictures.count(picture) for picture in dict.fromkeys(pictures)].count(3) >= count // 3 - 1
+    assert len(set(numbers)) == count  # every repetition has its own number, from which its randomness follows
+    for step in steps:  # neighbours, which mixup mixes, are different pictures; MixUp takes the last for the first's
+        assert all(a % count != b % count for a, b in zip(step, step[-1:] + step[:-1], strict=True))
+    shares = [epoch(dataset, 0, augment, 4, world_size=3, rank=rank, workers=workers) for rank in range(3)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == epoch(dataset, 0, augment, 12)
+    flat = list(chain(*epoch(dataset, 0, augment, 12)))
+    assert len(set(flat)) == count  # no two are alike
