@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,22 @@ def test_boxes_name_groups_and_crops_name_classes(joint: Path, shared: Path) -> 
     assert json.loads((joint / "classes.json").read_text())["categories"][0]["name"] == "person"
 
 
+def test_another_set_is_cropped_and_unseen(shared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "joint"
+    also = [shared / "raccoon", "trainval", "test"]
+    subprocess.run([sys.executable, SCRIPT, shared / "coco_subset", out, "--also", *also, "--most", "7"], check=True)
+    crops = load_dataset(out / "crops")
+    numbers = Counter(crops.classes[label] for sample in crops.samples for label in sample.labels.tolist())
+    assert numbers["raccoon"] == numbers["dog"] == 7
+    assert max(numbers.values()) == 7
+    unseen, test = load_dataset(out / "joint.yaml", "unseen"), load_dataset(shared / "raccoon", "test")
+    assert {unseen.classes[label] for sample in unseen.samples for label in sample.labels.tolist()} == {"animal"}
+    assert [s.boxes.tolist() for s in unseen.samples] == [s.boxes.tolist() for s in test.samples]
+    assert not {s.path for s in load_dataset(out / "boxes.yaml", "train").samples} & {s.path for s in test.samples}
+
+
 def test_every_kind_of_picture_teaches(joint: Path) -> None:
-    config = read_config("yolo9000_small_coco", ["preprocess.size=[64, 64]"])
+    config = read_config("yolo9000_fasternet_coco", ["preprocess.size=[64, 64]"])
     data = relabel(load_dataset(joint / "joint.yaml", "train"), tuple(config.classes), lambda line: None)
     loader = training_loader(data, config.preprocess, Augment(), batch_size=16, seed=0)
     batch, targets = next(iter(loader))
@@ -65,5 +80,5 @@ def test_a_class_that_the_tree_lacks_is_named(shared: Path, tmp_path: Path) -> N
     command = [sys.executable, SCRIPT, shared / "coco_subset", tmp_path / "out", "--never-boxed", "unicorn"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0
-    assert "its tree has no class 'unicorn'" in result.stderr
+    assert "--never-boxed: the tree of yolo9000_fasternet_coco has no class 'unicorn'" in result.stderr
     assert not (tmp_path / "out").exists()
