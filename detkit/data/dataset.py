@@ -7,6 +7,7 @@
 | a VOC folder | `Annotations/*.xml`, pictures in `JPEGImages/` | `ImageSets/Main/<split>.txt`, or none |
 | a YOLO folder or file | `data.yaml` with `names` | its keys `train`, `val`, `test` |
 | class folders | `<class>/*.jpg` or `<split>/<class>/*.jpg`: labels without boxes | folders, or none |
+| a table | `.csv` with the columns path, label, and split if it likes: labels without boxes | its column, or none |
 | a description | a YAML file with the key `format`, or a folder with such a `data.yaml` | its `splits` |
 | `sample:shapes` | the name; `sample:shapes?seed=3&pictures=200&size=320` | train, val, test |
 
@@ -57,6 +58,7 @@ from detkit.data.names import match_classes
 from detkit.data.sample import Dataset as Dataset
 from detkit.data.sample import Sample as Sample
 from detkit.data.shapes import load_shapes, parse_shapes
+from detkit.data.table import read_rows, read_table
 from detkit.data.voc import read_voc, voc_splits
 from detkit.data.yolo import YoloFile, read_yolo
 from detkit.errors import DetkitError, nearest
@@ -136,7 +138,13 @@ def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
         return read_coco(path)
     if path.suffix in (".yaml", ".yml"):
         return _load_yaml(path, split)
-    raise DetkitError(f"{path}: expected a folder, a COCO .json or a .yaml that describes a data set")
+    if path.suffix == ".csv":
+        rows = read_rows(path)
+        splits = list(dict.fromkeys(row.split for row in rows if row.split is not None))
+        return read_table(path, rows, choose_split(splits, split, str(path)) if splits or split else None)
+    raise DetkitError(
+        f"{path}: expected a folder, a COCO .json, a .csv of paths and labels, or a .yaml that describes a data set"
+    )
 
 
 def _join(parts: Sequence[Dataset], split: str) -> Dataset:

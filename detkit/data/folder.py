@@ -7,7 +7,7 @@ detectors it is a crowd that fills the picture. Pictures are turned by their EXI
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +58,22 @@ def read_folders(
     if not paths:
         raise DetkitError(f"{source}: there are no pictures; expected <class>/*.jpg")
     ids = [path.relative_to(source).with_suffix("").as_posix() for path in paths]
+    notes = []
+    if others:
+        notes.append(f"{count(len(others), 'file')} without the suffix of a picture left out, the first is {others[0]}")
+    return label_pictures(source, split, classes, ids, paths, labels, notes)
+
+
+def label_pictures(
+    source: Path,
+    split: str | None,
+    classes: tuple[str, ...],
+    ids: Sequence[str],
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    notes: Sequence[str] = (),
+) -> Dataset:
+    """Make the data set of pictures that have one label each; raises DetkitError when one cannot be read."""
     sizes = np.array([picture_size(path) for path in paths])
     pictures = [Picture(id_, path, *size) for id_, path, size in zip(ids, paths, sizes.tolist(), strict=True)]
     objects = Objects(
@@ -67,11 +83,9 @@ def read_folders(
         crowd=np.ones(len(paths), bool),
         difficult=np.zeros(len(paths), bool),
     )
-    samples, notes = make_samples(pictures, objects, lambda row: str(paths[row]), oriented=True)
-    if others:
-        notes.append(f"{count(len(others), 'file')} without the suffix of a picture left out, the first is {others[0]}")
+    samples, mended = make_samples(pictures, objects, lambda row: str(paths[row]), oriented=True)
     samples = [replace(sample, somewhere=True) for sample in samples]
-    return Dataset(source, split, classes, samples, tuple(range(1, len(classes) + 1)), notes)
+    return Dataset(source, split, classes, samples, tuple(range(1, len(classes) + 1)), [*mended, *notes])
 
 
 def _folders(root: Path) -> list[Path]:
