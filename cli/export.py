@@ -14,35 +14,43 @@ def export_command(
         str, typer.Argument(help="A checkpoint (.safetensors), a Darknet .cfg, or a config.", show_default=False)
     ],
     out: Annotated[
-        Path, typer.Option(help="The file to write, which must not exist yet: NAME.safetensors, or NAME.cfg.")
+        Path, typer.Option(help="The file to write, which must not exist yet: NAME.safetensors, NAME.cfg or NAME.pt.")
     ],
     weights: Weights = None,
     form: Annotated[
-        Literal["checkpoint", "darknet"],
-        typer.Option("--format", help="One checkpoint, or Darknet's NAME.cfg, NAME.weights and NAME.names."),
+        Literal["checkpoint", "darknet", "torchvision"],
+        typer.Option(
+            "--format",
+            help="One checkpoint; Darknet's NAME.cfg, NAME.weights and NAME.names; or a state dict for torchvision.",
+        ),
     ] = "checkpoint",
     half: Annotated[
         bool, typer.Option("--half", help="Store a checkpoint's matrices and kernels as float16: half the size.")
     ] = False,
 ) -> None:
-    """Write a model with its class names and weights: as one checkpoint, or as Darknet's files."""
+    """Write a model with its class names and weights: as one checkpoint, as Darknet's files, or for torchvision."""
     from detkit.errors import DetkitError
     from detkit.export.checkpoint import export_checkpoint
     from detkit.export.darknet import export_darknet
+    from detkit.export.torchvision import export_torchvision
 
-    suffix = {"checkpoint": ".safetensors", "darknet": ".cfg"}[form]
+    suffix = {"checkpoint": ".safetensors", "darknet": ".cfg", "torchvision": ".pt"}[form]
     if out.suffix != suffix:
         raise DetkitError(f"--out {out}: the name ends in {suffix} with --format {form}")
+    if half and form != "checkpoint":
+        raise DetkitError(f"--half: is for checkpoints; what --format {form} writes holds float32")
     if form == "darknet":
-        if half:
-            raise DetkitError("--half: is for checkpoints; a .weights file holds float32 only")
         for line in export_darknet(out, model, weights):
             print(f"note: {line}", file=sys.stderr)
         written = [out, out.with_suffix(".weights"), out.with_suffix(".names")]
     else:
         if out.exists():
             raise DetkitError(f"--out {out}: exists already; name a file that does not")
-        export_checkpoint(out, model, weights, half=half)
+        if form == "checkpoint":
+            export_checkpoint(out, model, weights, half=half)
+        else:
+            theirs = export_torchvision(out, model, weights)
+            print(f"note: its layers are those of torchvision.models.detection.{theirs}", file=sys.stderr)
         written = [out]
     for file in written:
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -8,6 +9,7 @@ from torch import nn
 from torchvision.models import detection
 
 import detkit
+from detkit import cli
 from detkit.data.names import CLASS_LISTS, match_classes
 from detkit.errors import DetkitError
 from detkit.export.torchvision import export_torchvision
@@ -169,6 +171,29 @@ def test_a_model_is_exported_to_torchvisions_of_the_same_layers(tmp_path) -> Non
         export_torchvision(tmp_path / "z.pt", tmp_path / "narrow.safetensors")
 
 
+def test_the_command_writes_a_state_dict(tmp_path, monkeypatch, capsys) -> None:
+    reference = theirs(NAMES[2], num_classes=4)
+    torch.save(reference.state_dict(), tmp_path / "x.pt")
+    arguments = [f"torchvision/{NAMES[2]}", "--weights", str(tmp_path / "x.pt"), "--format", "torchvision", "--out"]
+
+    def export(out: str, *more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["detkit", "export", *arguments, str(tmp_path / out), *more])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code or 0
+
+    assert export("y.pt") == 0
+    assert f"torchvision.models.detection.{NAMES[2]}" in capsys.readouterr().err
+    reference.load_state_dict(torch.load(tmp_path / "y.pt", weights_only=True))
+    for out, more, message in (
+        ("y.pt", (), "exists already"),
+        ("z.pth", (), "the name ends in .pt"),
+        ("z.pt", ("--half",), "--half: is for checkpoints"),
+    ):
+        assert export(out, *more) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_weights_are_downloaded_only_when_none_are_named(tmp_path, monkeypatch) -> None:
     asked = []
 
@@ -180,7 +205,7 @@ def test_weights_are_downloaded_only_when_none_are_named(tmp_path, monkeypatch) 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(DetkitError, match=r"could not be downloaded .*pass the file with --weights"):
         read_model(f"torchvision/{NAMES[0]}")
-    assert asked == ["https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"]
+    assert [Path(url).name for url in asked] == ["fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"]
     with pytest.raises(DetkitError, match="no such file"):
         read_model(f"torchvision/{NAMES[0]}", tmp_path / "missing.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
