@@ -113,9 +113,10 @@ class Teacher(Strict):
 class Distillation(Strict):
     """A classifier to learn from beside the labels (DeiT, Touvron et al., 2020, arXiv 2012.12877, section 4).
 
-    model: a checkpoint, or a config's name with its weights; it knows the student's classes. kind: `soft` learns its
-    probabilities at a temperature (eq. 2), `hard` its decision (eq. 3). weight: λ, the share of the loss that it has.
-    temperature: τ, of `soft`.
+    model: a checkpoint, or a config's name with its weights, which knows the student's classes; or timm/<model> with a
+    file of its weights, whose classes are the student's, in their order. kind: `soft` learns its probabilities at a
+    temperature (eq. 2), `hard` its decision (eq. 3). weight: λ, the share of the loss that it has. temperature: τ, of
+    `soft`.
     """
 
     model: str

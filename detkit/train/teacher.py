@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detkit.classify.model import load_classifier
 from detkit.data.names import class_names, match_classes
-from detkit.detectors.base import Detector
+from detkit.detectors.base import Detector, Normalize
 from detkit.detectors.darknet import Darknet, GridHead
 from detkit.detectors.yolov3 import YOLOv3
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 from detkit.model import load
-from detkit.train.config import ClassifierTrainConfig, TrainConfig
+from detkit.train.config import ClassifierTrainConfig, Distillation, TrainConfig
+from detkit.weights.checkpoint import load_state, read_tensors
 
 
 def load_teacher(config: TrainConfig, student: Detector) -> Callable[[Tensor], list[Tensor]] | None:
@@ -76,16 +80,26 @@ def load_classifier_teacher(config: ClassifierTrainConfig) -> Callable[[Tensor],
     distillation = config.train.distillation
     if distillation is None:
         return None
-    model = load_classifier(distillation.model, distillation.weights, device="cpu")
-    teacher = model.network
     classes = class_names(config.classes)
-    found = match_classes(model.classes, classes).to_model
-    order = torch.tensor([label for label in found if label is not None])
-    if len(order) < len(classes):
-        missing = classes[found.index(None)]
-        raise DetkitError(f"train.distillation.model: {distillation.model} does not know the class {missing!r}")
-    with torch.no_grad():
-        teacher(torch.zeros(1, 3, *config.preprocess.size))  # a size that it cannot take is said now
+    teacher: nn.Module
+    if distillation.model.startswith("timm/"):
+        teacher, order = _timm_teacher(distillation, len(classes)), torch.arange(len(classes))
+    else:
+        model = load_classifier(distillation.model, distillation.weights, device="cpu")
+        found = match_classes(model.classes, classes).to_model
+        teacher, order = model.network, torch.tensor([label for label in found if label is not None])
+        if len(order) < len(classes):
+            missing = classes[found.index(None)]
+            raise DetkitError(f"train.distillation.model: {distillation.model} does not know the class {missing!r}")
+    height, width = config.preprocess.size
+    try:
+        with torch.no_grad():
+            teacher(torch.zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError) as error:
+        raise DetkitError(
+            f"train.distillation.model: {distillation.model} takes no pictures of {height}×{width} "
+            f"({str(error).splitlines()[0]}); set preprocess.size or take another teacher"
+        ) from None
 
     @torch.no_grad()
     def scores(pictures: Tensor) -> Tensor:
@@ -94,3 +108,24 @@ def load_classifier_teacher(config: ClassifierTrainConfig) -> Callable[[Tensor],
         return given.index_select(1, order.to(pictures.device))
 
     return scores
+
+
+def _timm_teacher(distillation: Distillation, classes: int) -> nn.Module:
+    """Build a classifier of timm's with the weights of a file: pictures [B, 3, H, W] RGB 0 … 1 → scores [B, C]."""
+    name = distillation.model.removeprefix("timm/")
+    if not timm.is_model(name):
+        raise DetkitError(f"train.distillation.model: timm has no model {name!r}{nearest(name, timm.list_models())}")
+    if distillation.weights is None:
+        raise DetkitError(f"train.distillation.weights: timm/{name} needs a file that holds its weights")
+    network: Any = timm.create_model(name, num_classes=classes)
+    tensors = read_tensors(Path(distillation.weights))
+    config = network.pretrained_cfg
+    heads = [config["classifier"]] if isinstance(config["classifier"], str) else config["classifier"]
+    known = {len(tensors[key]) for head in heads if (key := f"{head}.weight") in tensors}
+    if known - {classes}:
+        raise DetkitError(
+            f"train.distillation.weights: {distillation.weights} tells {max(known)} classes apart, the student "
+            f"{classes}; a teacher of timm's has the student's classes, in their order"
+        )
+    load_state(network, tensors, distillation.weights)
+    return nn.Sequential(Normalize(config["mean"], config["std"]), network).eval()

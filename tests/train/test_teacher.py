@@ -1,15 +1,18 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
+from torchvision.transforms.v2.functional import normalize
 
 from detkit.data.names import CLASS_LISTS
 from detkit.errors import DetkitError
 from detkit.model import build_detector, load
-from detkit.train.config import TrainConfig
+from detkit.train.config import ClassifierTrainConfig, TrainConfig
 from detkit.train.module import Training
 from detkit.train.task import Detection
-from detkit.train.teacher import load_teacher
+from detkit.train.teacher import load_classifier_teacher, load_teacher
 from detkit.weights.checkpoint import Header, save_checkpoint
 
 LEVELS = [
@@ -84,3 +87,59 @@ def test_the_teachers_weights_are_no_part_of_the_run(tmp_path: Path) -> None:
     training = Training(detector, options.train, task)
     names = {name.split(".")[0] for name in training.state_dict()}
     assert names == {"detector", "average"}
+
+
+def classifier_config(size: int = 64, **distillation: str) -> ClassifierTrainConfig:
+    return ClassifierTrainConfig.model_validate(
+        {
+            "classes": ["cat", "dog"],
+            "classifier": {"backbone": {"name": "timm/test_resnet"}},
+            "preprocess": {"mode": "stretch", "size": [size, size]},
+            "train": {"distillation": distillation},
+        }
+    )
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_any_classifier_of_timms_is_a_teacher(tmp_path: Path, suffix: str) -> None:
+    network = timm.create_model("test_resnet", num_classes=2).eval()
+    file = tmp_path / f"teacher.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": network.state_dict()}, file)
+    else:
+        save_file(network.state_dict(), file)
+    scores = load_classifier_teacher(classifier_config(model="timm/test_resnet", weights=str(file)))
+    assert scores is not None
+    pictures = torch.rand(2, 3, 64, 64)
+    own = network.pretrained_cfg
+    with torch.no_grad():
+        expected = network(normalize(pictures, list(own["mean"]), list(own["std"])))
+    given = scores(pictures)
+    torch.testing.assert_close(given, expected)
+    assert not given.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "size", "message"),
+    [
+        ("timm/test_resnt", 2, 64, r"distillation\.model: timm has no model 'test_resnt'; did you mean 'test_resnet"),
+        ("timm/test_resnet", 5, 64, "tells 5 classes apart, the student 2"),
+        (
+            "timm/deit_tiny_patch16_224",
+            2,
+            64,
+            r"distillation\.model: timm/deit_tiny_patch16_224 takes no pictures of 64×64 \(Input height",
+        ),
+        ("timm/test_resnet", None, 64, r"distillation\.weights: timm/test_resnet needs a file that holds its weights"),
+    ],
+)
+def test_a_teacher_of_timms_that_does_not_fit_is_refused(
+    tmp_path: Path, model: str, classes: int | None, size: int, message: str
+) -> None:
+    given = {"model": model}
+    if classes is not None:
+        name = "test_resnet" if "resnt" in model else model.removeprefix("timm/")
+        torch.save(timm.create_model(name, num_classes=classes).state_dict(), tmp_path / "teacher.pth")
+        given["weights"] = str(tmp_path / "teacher.pth")
+    with pytest.raises(DetkitError, match=message):
+        load_classifier_teacher(classifier_config(size, **given))
