@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def aside(path: Path) -> Iterator[Path]:
     A block that removes the file leaves `path` as it is. Folders on the way are made, as by `new_folder`. Raises
     DetkitError when the file cannot be made or renamed; what the block raises passes unchanged.
     """
-    part = path.with_name(f".{path.stem[:20]}.{secrets.token_hex(4)}{path.suffix[:16]}")  # fits whatever path.name is
+    before, after = _around_token(path)
+    part = path.with_name(f"{before}{secrets.token_hex(4)}{after}")
     with new_folder(path.parent):
         try:
             with explained(path):
@@ -30,6 +32,18 @@ def aside(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # the first error says more
                 part.unlink(missing_ok=True)
             raise
+
+
+def _around_token(path: Path) -> tuple[str, str]:
+    return f".{path.stem[:20]}.", path.suffix[:16]  # fits whatever path.name is
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the hidden files that `aside` left beside `path` when its process was killed."""
+    before, after = map(escape, _around_token(path))
+    with explained(path):
+        for part in path.parent.glob(f"{before}{'[0-9a-f]' * 8}{after}"):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -94,26 +94,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise DetkitError(f"{path}: no such file") from None
         except (OSError, SafetensorError) as error:
             raise DetkitError(f"{path}: is no whole safetensors file: {error}") from None
-    try:
-        with warnings.catch_warnings(action="ignore"):  # on pickle protocols, for whoever wrote the file
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DetkitError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise DetkitError(
-            f"{path}: refused, and nothing in it was run: expected a PyTorch file of nothing but tensors; "
-            "save the model's state_dict()"
-        ) from None
-    except OSError as error:
-        raise DetkitError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception:  # whatever a damaged file makes the reader stumble over
-        raise DetkitError(f"{path}: is no PyTorch file, or is cut off") from None
+    loaded = read_plain(path, "a PyTorch file of nothing but tensors; save the model's state_dict()")
     for key in ("state_dict", "model"):  # the two usual wrappers
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise DetkitError(f"{path}: expected a state dict of names to tensors, got {type(loaded).__name__}")
     return loaded
+
+
+def read_plain(path: Path, expected: str) -> Any:
+    """Read a PyTorch file of tensors, numbers, text, lists and dictionaries; what it has beyond is never executed.
+
+    Raises DetkitError when it is damaged or has more; expected: what it should be, for the message.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols, for whoever wrote the file
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DetkitError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:
+        raise DetkitError(f"{path}: refused, and nothing in it was run: expected {expected}") from None
+    except OSError as error:
+        raise DetkitError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception:  # whatever a damaged file makes the reader stumble over
+        raise DetkitError(f"{path}: is no PyTorch file, or is cut off") from None
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
