@@ -61,14 +61,19 @@ def train_command(
 
     from detkit.errors import DetkitError
 
-    if resume is None and (config is None or data is None):
+    if resume is None and not config:
         from detkit.config import shipped_configs
 
-        missing = "CONFIG and --data" if config is None and data is None else "CONFIG" if config is None else "--data"
-        lines = [f"  {name:<28} {_first_comment(path)}" for name, path in shipped_configs().items()]
+        configs = shipped_configs()
+        width = max(map(len, configs))
+        lines = [f"  {name:<{width}}  {_first_comment(path)}" for name, path in configs.items()]
         raise DetkitError(
-            f"{missing} missing: `detkit train CONFIG --data PATH` trains, `detkit train --resume RUN` goes on; the "
-            "configs that come with detkit:\n" + "\n".join(lines)
+            "CONFIG is missing: `detkit train CONFIG --data PATH` trains, `detkit train --resume RUN` goes on\n\n"
+            "the configs that come with detkit:\n" + "\n".join(lines)
+        )
+    if data == "" or (resume is None and data is None):
+        raise DetkitError(
+            f"--data is missing: name the pictures and boxes to learn, as in `detkit train {config} --data PATH`"
         )
     given: dict[str, Any] = {
         "data": data,
@@ -88,7 +93,7 @@ def train_command(
 
     from detkit.train.run import Job, Trained, train
     from detkit.train.run import resume as go_on
-    from detkit.train.task import HEADLINES
+    from detkit.train.task import headlines
 
     console = Console(stderr=True)
     trained: Trained | None
@@ -110,11 +115,10 @@ def train_command(
         return
     print(f"{'ended early' if trained.stopped_early else 'done'}: {trained.folder}")
     if trained.best is not None:
-        shown = [name for name in HEADLINES if name in trained.best]
-        scores = ", ".join(f"{name} {trained.best[name] or 0:.3f}" for name in shown)
-        print(f"best epoch {trained.best['epoch']}: {scores}")
-        verb = "detect" if "AP" in shown else "classify"
-        print(f"{verb} with it: detkit {verb} PICTURE --model {trained.folder / 'best.safetensors'}")
+        print(f"best epoch {trained.best['epoch']}: {', '.join(headlines(trained.best))}")
+    verb = "detect" if "AP" in trained.last else "classify"
+    file = trained.folder / f"{'last' if trained.best is None else 'best'}.safetensors"
+    print(f"{verb} with it: detkit {verb} PICTURE --model {file}")
 
 
 def _first_comment(path: Path) -> str:

@@ -29,7 +29,7 @@ from detkit.errors import DetkitError
 from detkit.files import write_atomically
 from detkit.model import Model, load
 from detkit.ops.boxes import clip
-from detkit.predict.runs import next_run, require_free
+from detkit.predict.runs import require_free, run_folder
 from detkit.train.config import read_train_config
 from detkit.train.run import Job, Trained, train
 
@@ -54,30 +54,31 @@ def train_alternately(
         raise DetkitError(f"{config}: only faster_rcnn is trained by alternating, not {options.detector.name}")  # type: ignore[attr-defined]
     if job.devices * job.nodes > 1:
         raise DetkitError("alternating training runs in one process; leave out --devices and --nodes")
-    folder = out or next_run("train")
-    require_free(folder)
     own = [*settings, "train.alternating=false"]
+    if out is not None:
+        require_free(out)
+    with run_folder("train", out) as folder:
 
-    def step(name: str, start: Path | None, *changes: str) -> Path:
-        train(config, job, settings=[*own, *changes], out=folder / name, weights=start, console=console)
-        return folder / name / "last.safetensors"
+        def step(name: str, start: Path | None, *changes: str) -> Path:
+            train(config, job, settings=[*own, *changes], out=folder / name, weights=start, console=console)
+            return folder / name / "last.safetensors"
 
-    rpn = step("1_rpn", weights, "detector.loss.learn=rpn")
-    file = folder / "proposals.jsonl"
-    write_proposals(load(rpn, device=job.device), job, file)
-    given = json.dumps({"method": "file", "path": str(file.resolve())})  # JSON is YAML too
-    head = step("2_head", weights, "detector.loss.learn=head", f"proposals={given}")
-    shared = step("3_rpn", head, "detector.loss.learn=rpn", _SHARED)
-    trained = train(
-        config,
-        job,
-        settings=[*own, "detector.loss.learn=head", _SHARED],
-        out=folder / "4_head",
-        weights=shared,
-        console=console,
-    )
-    assert trained is not None  # one process
-    return replace(trained, folder=folder / "4_head")
+        rpn = step("1_rpn", weights, "detector.loss.learn=rpn")
+        file = folder / "proposals.jsonl"
+        write_proposals(load(rpn, device=job.device), job, file)
+        given = json.dumps({"method": "file", "path": str(file.resolve())})  # JSON is YAML too
+        head = step("2_head", weights, "detector.loss.learn=head", f"proposals={given}")
+        shared = step("3_rpn", head, "detector.loss.learn=rpn", _SHARED)
+        trained = train(
+            config,
+            job,
+            settings=[*own, "detector.loss.learn=head", _SHARED],
+            out=folder / "4_head",
+            weights=shared,
+            console=console,
+        )
+        assert trained is not None  # one process
+        return replace(trained, folder=folder / "4_head")
 
 
 def write_proposals(model: Model, job: Job, path: Path) -> None:

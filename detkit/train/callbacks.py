@@ -28,18 +28,27 @@ from detkit.draw import draw
 from detkit.files import explained, write_atomically
 from detkit.train.config import AnyTrainConfig, model_tree
 from detkit.train.module import Row, Training
-from detkit.train.task import HEADLINES, METRICS
+from detkit.train.task import HEADLINES, METRICS, headlines
 from detkit.weights.checkpoint import Header, save_checkpoint
 
 STATE = "resume.pt"
+STATE_FORMAT = 2
+FILES = (
+    "config.yaml", "metrics.csv", "curves.png", "first_batches.png", "validation_predictions.png",
+    "last.safetensors", "best.safetensors", STATE,
+)  # fmt: skip
+"""What a run writes into its folder, beside the TensorBoard log."""
 
 
 class Record(Checkpoint):
     """Keeps the run folder: at the end of each epoch everything in it is whole and of that epoch.
 
     The state that a stopped run goes on from is written last, so that whatever is older than it is written again.
-    job: what `detkit train --resume` needs to know beside the config: the data and the devices.
+    job: what `detkit train --resume` needs to know beside the config: the data and the devices. kept: the epoch after
+    which the state on disk is, 0 before the first one.
     """
+
+    kept: int | None = None
 
     def __init__(self, folder: Path, config: AnyTrainConfig, job: dict[str, Any], evaluated: Dataset) -> None:
         self.folder = folder
@@ -57,7 +66,8 @@ class Record(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state before the first step."""
         assert isinstance(pl_module, Training)
-        if not pl_module.history:
+        self.kept = len(pl_module.history)
+        if not self.kept:
             self._save_state(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -70,12 +80,14 @@ class Record(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the loss terms and the learning rate of every tenth step."""
+        """Log every tenth step's losses and learning rate; after an epoch's last step the weights must be finite."""
         assert isinstance(pl_module, Training)
         if pl_module.step % 10 == 0:
             values = {f"loss/{name}": value for name, value in pl_module.terms.items()} | {"lr": pl_module.lr}
             for name, value in values.items():
                 self._board.add_scalar(name, value, pl_module.step)
+        if trainer.is_last_batch:  # of the others the next loss tells; before anything of this epoch is written
+            pl_module.require_finite()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what is found in the first pictures of the evaluation."""
@@ -97,12 +109,11 @@ class Record(Checkpoint):
         )
         tensors = pl_module.network.state_dict()
         save_checkpoint(self.folder / "last.safetensors", tensors, header)
-        if pl_module.task.metric in row:
-            if pl_module.scores.index(max(pl_module.scores)) == len(pl_module.scores) - 1:
-                save_checkpoint(self.folder / "best.safetensors", tensors, header)
-            for name in METRICS:
-                if (value := row.get(name)) is not None:
-                    self._board.add_scalar(f"metric/{name}", value, pl_module.step)
+        if pl_module.best is row:
+            save_checkpoint(self.folder / "best.safetensors", tensors, header)
+        for name in METRICS:
+            if (value := row.get(name)) is not None:
+                self._board.add_scalar(f"metric/{name}", value, pl_module.step)
         with explained(self.folder):
             self._board.flush()
         self._save_state(pl_module)
@@ -113,8 +124,10 @@ class Record(Checkpoint):
 
     def _save_state(self, module: Training) -> None:
         buffer = io.BytesIO()
-        torch.save({"format": 1, "job": self._job, **module.state()}, buffer)
+        config = self.config.model_dump(mode="json")
+        torch.save({"format": STATE_FORMAT, "config": config, "job": self._job, **module.state()}, buffer)
         write_atomically(self.folder / STATE, buffer.getvalue())
+        self.kept = len(module.history)
 
 
 class Display(Checkpoint):
@@ -162,13 +175,10 @@ class Display(Checkpoint):
         """Print the epoch in one line."""
         assert isinstance(pl_module, Training)
         self._bar.remove_task(self._task)
-        row, scores = pl_module.history[-1], pl_module.scores
+        row = pl_module.history[-1]
         losses = {name: value for name, value in row.items() if name in pl_module.terms and value is not None}
-        parts = [self._title(trainer), _losses(losses), f"lr {row['lr']:.3g}"]
-        if pl_module.task.metric in row:
-            shown = [name for name in HEADLINES if name in row]
-            parts += [f"{name} {'none' if row[name] is None else format(row[name], '.3f')}" for name in shown]
-            parts += ["best"] * (scores.index(max(scores)) == len(scores) - 1)
+        parts = [self._title(trainer), _losses(losses), f"lr {row['lr']:.3g}", *headlines(row)]
+        parts += ["best"] * (pl_module.best is row)
         seconds = time.monotonic() - self._epoch_begin
         parts += [f"{seconds:.1f} s", self._left(trainer, trainer.current_epoch + 1 - self._first)]
         self._console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)

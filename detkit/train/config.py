@@ -137,8 +137,9 @@ class Learning(Strict):
     safe (AMP). ema: decay of the moving average of the weights that is evaluated and saved, or none. early_stop:
     evaluations without a better score after which training ends, or none. freeze: what does not learn: the first N
     stages of the backbone, `backbone`, or `all_but_head` (backbone and neck). frozen_batch_norm: all batch norms keep
-    their statistics, scale and shift. best_by: the score that `best` is best by. evaluate_every: epochs from one
-    evaluation to the next; the last epoch always has one. workers: processes that read pictures, for each device.
+    their statistics, scale and shift. best_by: the score that `best` is best by: the first of equal ones, and an
+    evaluation that has none, for lack of objects, counts for nothing. evaluate_every: epochs from one evaluation to the
+    next; the last epoch always has one. workers: processes that read pictures, for each device.
     """
 
     epochs: PositiveInt = 100

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +32,7 @@ from detkit.train.schedule import (
     update_average,
 )
 from detkit.train.task import Network, Task
+from detkit.weights.checkpoint import load_state
 
 Row = dict[str, float | None]
 """One epoch in numbers: epoch, step, lr, the mean of each loss term over its steps, those of an evaluation or None."""
@@ -53,6 +55,7 @@ class Training(LightningModule):
         self.frozen = frozen_modules(detector, train)
         for module in self.frozen:
             module.requires_grad_(False)
+        parameter_groups(detector, train)  # raises now what would else be raised when training begins
         self.task = task
         self.step = 0
         self.history: list[Row] = []
@@ -70,13 +73,14 @@ class Training(LightningModule):
 
     @property
     def scores(self) -> list[float]:
-        """The score that `best` is best by, of every evaluation so far; without any object to find it is 0."""
-        return [row[self.train_config.best_by] or 0.0 for row in self.evaluations]
+        """The score that `best` is best by, of every evaluation that has one: without objects there is none."""
+        return [score for row in self.history if (score := row.get(self.train_config.best_by)) is not None]
 
     @property
-    def evaluations(self) -> list[Row]:
-        """The epochs that were evaluated."""
-        return [row for row in self.history if self.task.metric in row]
+    def best(self) -> Row | None:
+        """The epoch with the best score, of equal ones the first, or None where no evaluation has had a score."""
+        name, best = self.train_config.best_by, max(self.scores, default=None)
+        return next((row for row in self.history if best is not None and row.get(name) == best), None)
 
     def state(self) -> dict[str, Any]:
         """Return tensors, numbers and text from which `restore` goes on after the last whole epoch."""
@@ -89,10 +93,10 @@ class Training(LightningModule):
             "precision": self.trainer.precision_plugin.state_dict(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], source: Path) -> None:
         """Take over the state of a stopped run; the optimizer and the loss scale follow when training begins."""
         self.step, self.history = state["step"], state["history"]
-        self.load_state_dict(state["weights"])
+        load_state(self, state["weights"], source)
         self._optimizer_state = state["optimizer"]
 
     def configure_optimizers(self) -> Optimizer:
@@ -130,7 +134,10 @@ class Training(LightningModule):
     def training_step(self, batch: tuple[Batch, list[Target]], index: int) -> Tensor:
         """Return the sum of the loss terms; one that is not finite ends the training."""
         length = run_length(self.train_config, len(cast("DataLoader[Any]", self.trainer.train_dataloader)))
-        factor = learning_rate_factor(self.train_config, self.step, length, self.scores)
+        in_epoch = self.step - int(cast("float", self.history[-1]["step"]) if self.history else 0)
+        # Not self.step: a run that went on with other batches had epochs of another number of steps.
+        position = self.current_epoch * length.steps_per_epoch + in_epoch
+        factor = learning_rate_factor(self.train_config, position, length, self.scores)
         self.lr = self.train_config.optimizer.lr * factor
         for group in cast("Optimizer", self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = self.lr * group["lr_factor"]
@@ -142,12 +149,24 @@ class Training(LightningModule):
                 if not self.trainer.is_global_zero:
                     raise SystemExit(2)  # all processes see it, one says it
                 raise DetkitError(
-                    f"the loss term {name!r} is {value} in epoch {self.current_epoch + 1}, step {self.step + 1}; lower "
-                    f"train.optimizer.lr (now {self.lr:.3g}), lengthen train.warmup, set train.clip_norm, or use fp32"
+                    f"the loss term {name!r} is {value} in epoch {self.current_epoch + 1}, step {self.step + 1}; "
+                    f"{self._remedy()}"
                 )
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._batches += 1
         return torch.stack(list(losses.values())).sum()
+
+    def require_finite(self) -> None:
+        """Raise DetkitError when a step has left a weight, its average or a statistic of the network not finite."""
+        for name, tensor in self.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise DetkitError(
+                    f"step {self.step} has left {name} not finite at the end of epoch {self.current_epoch + 1}; "
+                    f"{self._remedy()}"
+                )
+
+    def _remedy(self) -> str:
+        return f"lower train.optimizer.lr (now {self.lr:.3g}), lengthen train.warmup, set train.clip_norm, or use fp32"
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the average follow."""

@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -53,10 +52,10 @@ from detkit.detectors.base import Detector
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.records import GroundTruth
-from detkit.files import explained, write_atomically
+from detkit.files import explained, remove_parts, write_atomically
 from detkit.model import build_detector, load_weights, weights_file
 from detkit.predict.runs import next_run, require_free
-from detkit.train.callbacks import STATE, Display, Record
+from detkit.train.callbacks import FILES, STATE, STATE_FORMAT, Display, Record
 from detkit.train.config import (
     AnyTrainConfig,
     ClassifierTrainConfig,
@@ -68,10 +67,14 @@ from detkit.train.config import (
 from detkit.train.module import Row, Training
 from detkit.train.task import Classification, Detection, Network, Task
 from detkit.train.teacher import load_classifier_teacher, load_teacher
-from detkit.weights.checkpoint import load_state, read_tensors
+from detkit.weights.checkpoint import load_state, read_plain, read_tensors
 from detkit.weights.darknet import first_layers, load_darknet_weights
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_STATE = {
+    "config": dict, "job": dict, "epoch": int, "step": int, "history": list, "weights": dict, "optimizer": dict,
+    "precision": dict,
+}  # fmt: skip
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -128,6 +131,8 @@ def train(
 
         return train_alternately(config, job, settings=settings, out=out, weights=weights, console=console)
     trainer = _trainer(options, job)
+    if out is not None and trainer.is_global_zero:
+        require_free(out)
     say = _say(console if trainer.is_global_zero else None)
     learned, evaluated, classes = _load_data(job, options, say)
     options = options.model_copy(update={"classes": list(classes)})
@@ -136,11 +141,7 @@ def train(
     _start_backbone(detector, options, say)
     if weights is not None:
         _start_from(detector, weights_file(weights), say)
-    folder = None
-    if trainer.is_global_zero:
-        folder = _new_folder(out)
-        say(f"run folder: {folder}")
-    return _fit(trainer, detector, options, job, learned, evaluated, folder, None, console)
+    return _fit(trainer, detector, options, job, learned, evaluated, out, None, console)
 
 
 def resume(
@@ -152,9 +153,8 @@ def resume(
     Raises DetkitError when the run is finished, is none, or cannot go on with these settings.
     """
     state = _read_state(folder)
-    before = read_yaml(folder / "config.yaml")
-    options = validate_any(override(before, settings), str(folder / "config.yaml"))
-    _require_same(validate_any(before, str(folder / "config.yaml")), options, folder)
+    options = validate_any(override(read_yaml(folder / "config.yaml"), settings), str(folder / "config.yaml"))
+    _require_same(validate_any(state["config"], str(folder / STATE)), options, folder)
     if state["epoch"] >= options.train.epochs:
         raise DetkitError(
             f"{folder}: is finished, all {count(state['epoch'], 'epoch')} are done; to go on, --set train.epochs=MORE"
@@ -165,9 +165,7 @@ def resume(
     learned, evaluated, _ = _load_data(job, options, say)
     detector = _build(options)
     say(f"{folder}: going on after epoch {state['epoch']}")
-    return _fit(
-        trainer, detector, options, job, learned, evaluated, folder if trainer.is_global_zero else None, state, console
-    )
+    return _fit(trainer, detector, options, job, learned, evaluated, folder, state, console)
 
 
 def _fit(
@@ -181,10 +179,12 @@ def _fit(
     state: dict[str, Any] | None,
     console: Console | None,
 ) -> Trained | None:
+    """Begin a run in a new folder, or go on with that of a state; nothing is written before all else is in order."""
     module = Training(detector, config.train, _task(config, detector, evaluated))
     module = module.to(memory_format=torch.channels_last)
     if state is not None:
-        module.restore(state)
+        assert folder is not None
+        module.restore(state, folder / STATE)
         if module.given_up:
             raise DetkitError(
                 f"{folder}: has ended early, after {config.train.early_stop} evaluations without a better score; "
@@ -200,19 +200,23 @@ def _fit(
         learned, config.preprocess, config.augment, seed=config.train.seed, proposals=to_learn, **share
     )
     evaluation = evaluation_loader(evaluated, config.preprocess, proposals=to_evaluate, **share)
-    if folder is not None:
+    record = None
+    if trainer.is_global_zero:
+        if state is None or folder is None:
+            folder = _new_folder(folder)
+            _say(console)(f"run folder: {folder}")
+        for name in FILES:
+            remove_parts(folder / name)
         write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         found = job.data if job.data.startswith("sample:") else str(Path(job.data).resolve())
-        trainer.callbacks += [Record(folder, config, asdict(replace(job, data=found)), evaluated)]  # type: ignore[attr-defined]
-        trainer.callbacks += [Display(config.train.epochs, console)] if console else []  # type: ignore[attr-defined]
-    with _explained_stop(trainer, folder), warnings.catch_warnings():
+        record = Record(folder, config, asdict(replace(job, data=found)), evaluated)
+        trainer.callbacks += [record, *([Display(config.train.epochs, console)] if console else [])]  # type: ignore[attr-defined]
+    with _explained_stop(trainer, record), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(module, loader, evaluation)
-    if folder is None:
+    if record is None:
         return None
-    evaluations = module.evaluations
-    best = evaluations[module.scores.index(max(module.scores))] if evaluations else None
-    return Trained(folder, len(module.history), module.given_up, module.history[-1], best)
+    return Trained(record.folder, len(module.history), module.given_up, module.history[-1], module.best)
 
 
 def _build(config: AnyTrainConfig) -> Network:
@@ -239,14 +243,14 @@ def _task(config: AnyTrainConfig, network: Network, evaluated: Dataset) -> Task:
 
 
 @contextmanager
-def _explained_stop(trainer: Trainer, folder: Path | None) -> Iterator[None]:
+def _explained_stop(trainer: Trainer, record: Record | None) -> Iterator[None]:
     """Say of what ends a training before its time how to go on, and end the other processes."""
     try:
         yield
     except SystemExit as exit_:
-        if folder is None:  # another process says why
+        if record is None:  # another process says why
             raise
-        raise KeyboardInterrupt(folder) from exit_  # what Lightning makes an exit of
+        raise KeyboardInterrupt(record.folder) from exit_  # what Lightning makes an exit of
     except RuntimeError as error:
         if trainer.world_size > 1 and "by peer" in str(error):
             raise DetkitError("another process of the training has ended, and said why above") from None
@@ -254,11 +258,12 @@ def _explained_stop(trainer: Trainer, folder: Path | None) -> Iterator[None]:
     except (DetkitError, OSError) as error:
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        if folder is None or (isinstance(error, OSError) and error.errno not in _NO_ROOM):
+        if record is None or (isinstance(error, OSError) and error.errno not in _NO_ROOM):
             raise
-        what = str(error) if isinstance(error, DetkitError) else f"{folder}: cannot be written: {error.strerror}"
-        if (folder / STATE).exists():
-            what += f"; the last whole epoch is kept: `detkit train --resume {folder}` goes on from there"
+        what = str(error) if isinstance(error, DetkitError) else f"{record.folder}: cannot be written: {error.strerror}"
+        if record.kept is not None:
+            kept = f"epoch {record.kept} is kept" if record.kept else "the start of the run is kept"
+            what += f"; {kept}: `detkit train --resume {record.folder}` goes on from there"
         raise DetkitError(what) from None
 
 
@@ -321,13 +326,19 @@ def _load_data(
         say("evaluated on the pictures that are learned: the scores say nothing about others; name a --val-split")
     classes = class_names(config.classes or learned.classes)
     learned = relabel(learned, classes, say)
-    if not set(match_classes(classes, evaluated.classes).to_model) - {None}:
+    to_model = match_classes(classes, evaluated.classes).to_model
+    if not set(to_model) - {None}:
         raise DetkitError(f"{evaluated.source}: none of the classes to learn is in the split {evaluated.split!r}")
     if isinstance(config, ClassifierTrainConfig):
         evaluated = relabel(evaluated, classes, say)
         for dataset in (learned, evaluated):
             if not dataset.samples:
                 raise DetkitError(f"{dataset.source}: there is nothing to classify in the split {dataset.split!r}")
+    elif not any(to_model[i] is not None for s in evaluated.samples for i in s.labels[~s.crowd]):
+        say(
+            f"{part}: no object of the classes to learn, so there will be no score: no epoch is the best, and neither "
+            "train.early_stop nor a plateau has anything to go by; name another --val-split"
+        )
     return learned, evaluated, classes
 
 
@@ -387,15 +398,16 @@ def _new_folder(out: Path | None) -> Path:
 
 def _read_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DetkitError(f"{folder}: is no folder of a training run that can go on: it has no {STATE}") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DetkitError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-    if state.get("format") != 1:
-        raise DetkitError(f"{path}: has format {state.get('format')}, this detkit reads format 1")
-    return state
+    if not path.is_file():
+        raise DetkitError(f"{folder}: is no folder of a training run that can go on: it has no {STATE}")
+    state = read_plain(path, "what `detkit train` writes")
+    version = state.get("format") if isinstance(state, dict) else None
+    if version != STATE_FORMAT:
+        raise DetkitError(f"{path}: expected the state of a run, of format {STATE_FORMAT}, got format {version}")
+    off = [name for name, kind in _STATE.items() if not isinstance(state.get(name), kind)]
+    if off or len(state["history"]) != state["epoch"] or set(state["job"]) != {field.name for field in fields(Job)}:
+        raise DetkitError(f"{path}: is no whole state of a run: {', '.join(off) or 'its history or job'} is off")
+    return cast("dict[str, Any]", state)
 
 
 def _require_same(before: AnyTrainConfig, now: AnyTrainConfig, folder: Path) -> None:
@@ -409,7 +421,7 @@ def _require_same(before: AnyTrainConfig, now: AnyTrainConfig, folder: Path) -> 
     for name, value in fixed.items():
         if value(before) != value(now):
             raise DetkitError(
-                f"{folder}: a run goes on with {name} as it was; for another start a new run with "
+                f"{folder}: a run goes on with {name} as it was, in config.yaml, too; for another start a new run with "
                 f"--weights {folder / 'last.safetensors'}"
             )
 

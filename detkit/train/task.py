@@ -6,7 +6,7 @@ All else is the same for a detector and a classifier: see detkit.train.module.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -35,6 +35,12 @@ HEADLINES = ("AP", "AP50", "top1", "top5")
 Network = Detector | Classifier
 
 _EXAMPLES = 16
+
+
+def headlines(row: Mapping[str, float | None]) -> list[str]:
+    """Return the numbers that are shown of an epoch, as `AP 0.123`, or `AP none` where there was no object to find."""
+    shown = [name for name in HEADLINES if name in row]
+    return [f"{name} {'none' if (value := row[name]) is None else format(value, '.3f')}" for name in shown]
 
 
 class Task(ABC):

@@ -20,15 +20,24 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_alone_it_says_what_it_needs_and_what_there_is() -> None:
-    with pytest.raises(DetkitError, match="CONFIG and --data missing") as told:
+    with pytest.raises(DetkitError, match=r"^CONFIG is missing") as told:
         run()
-    for name, path in shipped_configs().items():
+    header, title, *lines = str(told.value).replace("\n\n", "\n").splitlines()
+    assert len(header) < 110
+    assert title.endswith(":")
+    begins = set()
+    for line, (name, path) in zip(lines, shipped_configs().items(), strict=True):
         comment = path.read_text().splitlines()[0]
-        assert f"  {name} " in str(told.value)
         assert comment.startswith("# ")
-        assert comment.removeprefix("# ") in str(told.value)
-    with pytest.raises(DetkitError, match="--data missing"):
-        run("yolov3_tiny_coco")
+        assert line.split(maxsplit=1) == [name, comment.removeprefix("# ")]
+        begins.add(line.index(comment.removeprefix("# ")))
+    assert len(begins) == 1, "the comments stand in a column"
+
+
+@pytest.mark.parametrize("arguments", [("yolov3_tiny_coco",), ("x", "--data", ""), ("--resume", "x", "--data", "")])
+def test_without_data_there_is_nothing_to_learn(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(DetkitError, match=r"^--data is missing: .*--data PATH`$"):
+        run(*arguments)
 
 
 def test_a_run_that_goes_on_takes_nothing_of_a_new_one(tmp_path: Path) -> None:

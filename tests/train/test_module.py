@@ -6,7 +6,8 @@ from torch import nn
 from detkit.errors import DetkitError
 from detkit.model import build_detector
 from detkit.train.config import SGD, Train, TrainConfig, read_train_config
-from detkit.train.module import frozen_modules, parameter_groups
+from detkit.train.module import Training, frozen_modules, parameter_groups
+from detkit.train.task import Detection
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,13 @@ def test_stages_are_frozen_from_the_picture_on(options: TrainConfig) -> None:
     assert frozen == {id(p) for stage in stages[:2] for p in stage.parameters()}
     with pytest.raises(DetkitError, match=f"train.freeze: TimmBackbone has {len(stages)} stages to freeze, got 99"):
         frozen_modules(detector, Train(freeze=99))
+
+
+def test_the_best_epoch_is_the_first_of_equal_ones_that_have_a_score(options: TrainConfig) -> None:
+    training = Training(build_detector(options), options.train, Detection(options.selection, lambda: None, []))
+    assert training.best is None
+    for score in (None, 0.0, 0.2, None, 0.2, 0.1):
+        training.history.append({"epoch": len(training.history) + 1, "AP": score})
+    training.history.append({"epoch": 7})
+    assert training.best is training.history[2]
+    assert training.scores == [0.0, 0.2, 0.2, 0.1]

@@ -1,24 +1,32 @@
 import csv
 import errno
+import io
 import itertools
 import math
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor
+from rich.console import Console
+from torch import Tensor, nn
 
+from detkit.backbones.base import Backbone
 from detkit.data.dataset import load_dataset
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
+from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.run import evaluate_model
 from detkit.model import load
 from detkit.train.config import read_train_config
 from detkit.train.run import Job, Trained, resume, train
+from detkit.train.task import COCO
 from detkit.weights.checkpoint import read_header, read_tensors
 
 PLAIN = ["train.frozen_batch_norm=true", "train.ema=null", "train.epochs=1"]
@@ -218,19 +226,151 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_epoch(
     assert not list((tmp_path / "run").glob(".*"))
 
 
-def test_what_is_off_is_said_before_anything_is_made(config: Path, data: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def test_what_is_off_is_said_before_anything_is_made(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.safetensors").write_bytes(b"bad")
     for settings, job, message in (
         (["classes=[cat, dog]"], Job(data), "none of its classes .*circle"),
         ([], Job(data, split="trian"), "there is no split 'trian'; did you mean 'train'"),
         ([], Job(data, device="tpu"), "--device tpu: expected auto, cpu or cuda"),
         ([], Job(data, device="cpu", devices=3), "train.batch_size: 8 pictures cannot be shared evenly by 3 processes"),
         (["train.precision=fp16"], Job(data, device="cpu"), "fp16 needs a GPU"),
+        (["train.freeze=99"], Job(data), "train.freeze: .* stages to freeze, got 99"),
+        (["train.teacher.model=bad.safetensors"], Job(data), "bad.safetensors: is no whole safetensors file"),
     ):
-        with pytest.raises(DetkitError, match=message):
-            train(config, job, settings=settings, out=out)
-        assert not out.exists()
+        for out in (tmp_path / "run", None):
+            with pytest.raises(DetkitError, match=message):
+                train(config, job, settings=settings, out=out)
+    monkeypatch.setattr(Backbone, "stages_from_picture", lambda self: [])
+    with pytest.raises(DetkitError, match=r"train.layer_decay: .* no stages"):
+        train(config, Job(data), settings=["train.layer_decay=0.5"])
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
     with pytest.raises(DetkitError, match="is not empty"):
         train(config, Job(data), out=config.parent)
     with pytest.raises(DetkitError, match="no folder of a training run"):
         resume(tmp_path)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, at: int, damage: str) -> None:
+    """In step `at` ruin what is learned, while the loss stays finite."""
+    calls, true_losses = itertools.count(), YOLOv3.losses
+
+    def losses(self: YOLOv3, *args: Any) -> dict[str, Tensor]:
+        now = next(calls) == at
+        if now and damage == "statistic":
+            next(m for m in self.modules() if isinstance(m, nn.BatchNorm2d)).running_var.fill_(math.inf)
+        terms = true_losses(self, *args)
+        if now and damage == "gradient":
+            terms["wh"] = terms["wh"] + 0 * (0 * self.heads[0].weight.sum()).sqrt()  # 0, of slope 0 · ∞
+        return terms
+
+    monkeypatch.setattr(YOLOv3, "losses", losses)
+
+
+@pytest.mark.parametrize(
+    ("at", "damage", "message"),
+    [
+        (5, "gradient", r"step 6 has left detector\.\S+ not finite .* epoch 2; lower .*; epoch 1 is kept: .*--resume"),
+        (3, "statistic", r"step 6 has left detector\.\S+running_var not finite .* epoch 2; .*; epoch 1 is kept"),
+        (2, "gradient", r"step 3 has left .* epoch 1; .*; the start of the run is kept: .*--resume"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_never_kept(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, damage: str, message: str
+) -> None:
+    spoil(monkeypatch, at, damage)
+    folder = tmp_path / "run"
+    with pytest.raises(DetkitError, match=message):
+        train(config, Job(data), settings=["train.evaluate_every=1"], out=folder)
+    state = torch.load(folder / "resume.pt", weights_only=True)
+    assert state["epoch"] == (at > 2)
+    kept = [state["weights"], *map(read_tensors, folder.glob("*.safetensors"))]
+    assert len(kept) == 1 + 2 * (at > 2)
+    assert all(tensor.isfinite().all() for tensors in kept for tensor in tensors.values())
+    assert len(rows(folder)) == 1 if at > 2 else not (folder / "metrics.csv").exists()
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    (folder / "config.yaml").write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda run: (run / "resume.pt").write_bytes(b""), r"resume.pt: is no PyTorch file, or is cut off"),
+        (lambda run: cut(run / "resume.pt"), r"resume.pt: is no PyTorch file, or is cut off"),
+        (lambda run: torch.save([1], run / "resume.pt"), r"resume.pt: expected the state of a run, .* got format None"),
+        (lambda run: torch.save({"a": 1}, run / "resume.pt"), r"resume.pt: expected the state of a run"),
+        (lambda run: rewrite(run / "resume.pt", format=1), r"of format 2, got format 1"),
+        (lambda run: rewrite(run / "resume.pt", weights=None), r"is no whole state of a run: weights is off"),
+        (lambda run: rewrite(run / "resume.pt", job={}), r"resume.pt: is no whole state of a run: .*job"),
+        (lambda run: rewrite(run / "resume.pt", weights={"a": torch.ones(1)}), r"resume.pt: is not of this model"),
+        (lambda run: torch.save(Path("x"), run / "resume.pt"), r"refused, and nothing in it was run: expected what"),
+        (lambda run: edit(run, "- star\n", ""), r"goes on with the model as it was, in config.yaml, too"),
+        (lambda run: edit(run, "name: sgd", "name: adamw\n    betas: [0.9, 0.99]"), r"config.yaml: train.optimizer"),
+        (lambda run: edit(run, "ema: 0.9", "ema: null"), r"goes on with train.ema \(on or off\) as it was"),
+        (lambda run: (run / "config.yaml").unlink(), r"config.yaml: cannot be read: No such file"),
+        (lambda run: (run / "resume.pt").unlink(), r"is no folder of a training run"),
+        (lambda run: (shutil.rmtree(run), run.touch()), r"is no folder of a training run"),
+        (lambda run: (shutil.rmtree(run)), r"is no folder of a training run"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_off_is_named(
+    trained: Trained, tmp_path: Path, break_it: Callable[[Path], Any], message: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.folder, run)
+    break_it(run)
+    with pytest.raises(DetkitError, match=message) as told:
+        resume(run, settings=["train.epochs=3"])
+    assert "\n" not in str(told.value)
+    assert "weights_only" not in str(told.value)
+
+
+def test_what_a_killed_run_was_writing_goes_when_it_goes_on(trained: Trained, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.folder, run)
+    ours = [".last.0a1b2c3d.safetensors", ".validation_predictio.00000000.png", ".resume.ffffffff.pt"]
+    others = [".last.0a1b2c3.safetensors", ".mine.0a1b2c3d.png", ".last.0a1b2c3d.pt", ".last.0A1B2C3D.safetensors"]
+    for name in ours + others:
+        (run / name).touch()
+    resume(run, settings=["train.epochs=3"])
+    assert sorted(path.name for path in run.glob(".*")) == sorted(others)
+
+
+def test_without_objects_there_is_no_score_and_none_counts(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CocoEvaluator, "compute", lambda self: SimpleNamespace(summary=dict.fromkeys(COCO)))
+    settings = ["train.epochs=3", "train.early_stop=1", "train.evaluate_every=1"]
+    told = io.StringIO()
+    run = train(config, Job(data), settings=settings, out=tmp_path / "run", console=Console(file=told, width=500))
+    assert run is not None
+    assert (run.epochs, run.best, run.stopped_early) == (3, None, False)
+    assert told.getvalue().count("AP none  AP50 none") == 3
+    assert "best" not in told.getvalue().split("epoch 1/3")[1]
+    assert (tmp_path / "run/last.safetensors").exists()
+    assert not (tmp_path / "run/best.safetensors").exists()
+
+
+def test_milestones_stay_where_they_are_when_a_run_goes_on_with_other_batches(
+    config: Path, data: str, tmp_path: Path
+) -> None:
+    step = "train.schedule={name: step, milestones: [2]}"
+    train(config, Job(data), settings=[step, "train.epochs=1", "train.batch_size=4"], out=tmp_path / "run")
+    result = resume(tmp_path / "run", settings=["train.epochs=3", "train.batch_size=4", "train.accumulate=3"])
+    assert result is not None
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["6", "8", "10"]
+    assert [float(row["lr"]) for row in rows(tmp_path / "run")] == pytest.approx([0.01, 0.01, 0.001])
