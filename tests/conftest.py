@@ -14,6 +14,8 @@ settings.register_profile("detkit", deadline=None)  # the machine's speed is no 
 settings.load_profile("detkit")
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores already
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported: kernels then run on the CPU
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from detkit.config import Strict
 from detkit.ops import boxes as box_ops
+from detkit.ops import kernels
 from detkit.structures import Candidates
 
 # To import the compiler and its code takes seconds in a new process, so a few candidates do without.
@@ -59,13 +60,14 @@ def select(candidates: Candidates, selection: Selection, sizes: Tensor | None = 
     """Suppress overlapping candidates of a whole batch and keep the best, K ≤ `max_detections`, by falling score.
 
     sizes [B, 2] (height, width): results are clipped to them. Runs for all pictures at once, and on a GPU without
-    waiting for it, in K rounds; K is `max_detections` (at most N), and `count` says how many rows hold.
+    waiting for it; K is `max_detections` (at most N), and `count` says how many rows hold.
     """
     table = _by_score(candidates, selection)
     length = min(selection.max_detections, table.scores.shape[1])
-    compiled = table.scores.device.type == "cpu" and table.scores.shape[1] > _WORTH_COMPILING
+    on_cpu = table.scores.device.type == "cpu"
+    compiled = table.scores.shape[1] > _WORTH_COMPILING if on_cpu else kernels.serve(table.scores)
     if selection.method == "greedy" and compiled:
-        index, scores, count = _greedy_on_cpu(table, selection, length)
+        index, scores, count = _greedy(table, selection, length)
     else:
         index, scores, count = _round_by_round(table, selection, length)
     boxes = table.boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -112,10 +114,9 @@ def _by_score(candidates: Candidates, selection: Selection) -> Candidates:
     )
 
 
-def _greedy_on_cpu(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    labels = torch.zeros_like(table.labels) if selection.class_agnostic else table.labels
-    boxes = table.boxes.detach().float().contiguous()
-    index, count = _compiled_greedy(boxes, labels.contiguous(), table.count, selection.iou, length)
+def _greedy(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    labels = None if selection.class_agnostic else table.labels
+    index, count = _compiled_greedy(table.boxes.detach().float(), labels, table.count, selection.iou, length)
     return index, table.scores.gather(1, index), count
 
 
@@ -123,25 +124,39 @@ def _greedy_on_cpu(table: Candidates, selection: Selection, length: int) -> tupl
     "detkit::greedy_nms",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor boxes, Tensor labels, Tensor count, float iou, int length) -> (Tensor, Tensor)",
+    schema="(Tensor boxes, Tensor? labels, Tensor count, float iou, int length) -> (Tensor, Tensor)",
 )
-def _compiled_greedy(boxes: Tensor, labels: Tensor, count: Tensor, iou: float, length: int) -> tuple[Tensor, Tensor]:
+def _compiled_greedy(
+    boxes: Tensor, labels: Tensor | None, count: Tensor, iou: float, length: int
+) -> tuple[Tensor, Tensor]:
     """Greedy NMS as one operation, so that a network that selects inside can be exported: see kernels/nms_cpu.py."""
     from detkit.ops.kernels.nms_cpu import greedy_nms  # compiles on its first use
 
-    index, taken = greedy_nms(boxes.numpy(), labels.numpy(), count.numpy(), iou, length)
+    labels = torch.zeros_like(boxes[..., 0], dtype=torch.long) if labels is None else labels.contiguous()
+    index, taken = greedy_nms(boxes.contiguous().numpy(), labels.numpy(), count.numpy(), iou, length)
     return torch.from_numpy(index), torch.from_numpy(taken)
 
 
+@_compiled_greedy.register_kernel("cuda")
+def _greedy_on_gpu(
+    boxes: Tensor, labels: Tensor | None, count: Tensor, iou: float, length: int
+) -> tuple[Tensor, Tensor]:
+    from detkit.ops.kernels.select import greedy_nms  # needs Triton
+
+    return greedy_nms(boxes, labels, count, iou, length)
+
+
 @_compiled_greedy.register_fake
-def _shapes_of_greedy(boxes: Tensor, labels: Tensor, count: Tensor, iou: float, length: int) -> tuple[Tensor, Tensor]:
-    return labels.new_empty(len(boxes), length), torch.empty_like(count)
+def _shapes_of_greedy(
+    boxes: Tensor, labels: Tensor | None, count: Tensor, iou: float, length: int
+) -> tuple[Tensor, Tensor]:
+    return count.new_empty(len(boxes), length), torch.empty_like(count)
 
 
 def _round_by_round(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Take the best candidate of every picture, weaken what it overlaps, and repeat: K rounds, no wait, O(B·N) memory.
 
-    The readable reference of greedy NMS, and the path of Soft-NMS, DIoU-NMS and the GPU.
+    The readable reference of greedy NMS, and the path of Soft-NMS, DIoU-NMS and of GPUs without Triton.
     """
     decay = _decay(selection)
     scores = table.scores.clone()

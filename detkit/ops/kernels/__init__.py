@@ -1,1 +1,19 @@
 """Compiled forms of operations whose readable form stands beside the caller."""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+_TRITON = find_spec("triton") is not None
+
+
+def serve(tensor: Tensor) -> bool:
+    """Whether the kernels written in Triton are used for a tensor: it is on a GPU, and Triton is there and knows it."""
+    return tensor.device.type == "cuda" and _TRITON and _modern()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _modern() -> bool:
+    # A tensor that only pretends to be on a GPU, as in tracing, needs none.
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (7, 0)
