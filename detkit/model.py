@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,17 +13,24 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from detkit.backbones.norm import DarknetNorm
 from detkit.config import Strict, find_config, nested, override, read_yaml, shipped_configs, validate
 from detkit.data.names import class_names
 from detkit.data.picture import read_picture, sample_picture
 from detkit.detectors import detector_class
 from detkit.detectors.base import Detector
 from detkit.errors import DetkitError
+from detkit.inference import (
+    DTYPES,
+    Precision,
+    choose_device,
+    compile_forward,
+    for_inference,
+    record_forward,
+    require_precision,
+)
 from detkit.ops.nms import Selection
-from detkit.preprocess import Preprocess, place_proposals
+from detkit.preprocess import Placement, Preprocess, place_proposals
 from detkit.regions import ProposalConfig, Proposals, propose
 from detkit.structures import Batch, Detections
 from detkit.weights import torchvision
@@ -32,10 +39,7 @@ from detkit.weights.checkpoint import has_header, load_state, read_header, read_
 DEFAULT = "yolov3_fasternet_coco"
 """The shipped config whose weights come with detkit."""
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Resize = Literal["stretch", "letterbox"]
-_FOLDED = (nn.BatchNorm2d, DarknetNorm)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _detector_config(tree: Any) -> Any:
@@ -105,10 +109,31 @@ class ModelConfig(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch that is ready for a network or on its way there, and where its pictures lie in it.
+
+    copied: what the GPU records when the batch is there.
+    """
+
+    batch: Batch
+    placements: list[Placement]
+    copied: torch.cuda.Event | None = None
+
+    def arrived(self) -> Batch:
+        """Return the batch, for which the current stream waits."""
+        if self.copied is not None:
+            stream = torch.cuda.current_stream(self.batch.images.device)
+            stream.wait_event(self.copied)
+            self.batch.record_stream(stream)  # or the memory could be given away while this stream still reads it
+        return self.batch
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A detector that is ready to use: with its preprocessing, class names, and selection.
 
-    Calling it with a picture (a path, `sample:NAME`, or RGB pixels [H, W, 3] uint8) gives its Detections.
+    Calling it with a picture (a path, `sample:NAME`, or RGB pixels [H, W, 3] uint8) gives its Detections. fill_batches:
+    its code is made anew for each size of a batch, so that a smaller last one is better filled up.
     """
 
     detector: Detector
@@ -119,6 +144,7 @@ class Model:
     device: torch.device
     precision: Precision
     proposals: ProposalConfig | None = None
+    fill_batches: bool = False
 
     def __call__(self, picture: str | Path | NDArray[np.uint8]) -> Detections:
         """Find objects in one picture."""
@@ -136,7 +162,6 @@ class Model:
         """
         return propose(picture, self.proposals, source) if self.proposals is not None else None
 
-    @torch.inference_mode()
     def predict(
         self,
         pictures: Sequence[NDArray[np.uint8]],
@@ -147,17 +172,37 @@ class Model:
 
         proposals: of each picture, by default those that `propose` gives.
         """
-        if not pictures:
-            return []
+        return self.detect(self.prepare(pictures, proposals), selection) if pictures else []
+
+    @torch.inference_mode()
+    def prepare(self, pictures: Sequence[NDArray[np.uint8]], proposals: Sequence[Proposals] | None = None) -> Prepared:
+        """Resize and pad pictures into a batch on the model's device; arguments as `predict`.
+
+        To a GPU it is copied on a stream of its own, so that in another thread this runs beside `detect`.
+        """
         batch, placements = self.preprocess(pictures)
         if self.proposals is not None:
             proposals = proposals or [propose(picture, self.proposals) for picture in pictures]
             table = place_proposals([torch.from_numpy(found.boxes) for found in proposals], placements)
             batch = Batch(batch.images, batch.sizes, table)
+        if self.device.type != "cuda":
+            return Prepared(batch.to(self.device), placements)
+        stream = _copy_stream(self.device)
+        with torch.cuda.stream(stream):
+            return Prepared(batch.pin_memory().to(self.device), placements, stream.record_event())
+
+    @torch.inference_mode()
+    def detect(self, prepared: Prepared, selection: Selection | None = None) -> list[Detections]:
+        """Find objects in a batch; boxes are in the pictures' own pixels."""
         dtype = DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
-            found = self.detector.detect(batch.to(self.device), selection or self.selection)
-        return [placement.restore(detections) for detections, placement in zip(found, placements, strict=True)]
+            found = self.detector.detect(prepared.arrived(), selection or self.selection)
+        return [placement.restore(detections) for detections, placement in zip(found, prepared.placements, strict=True)]
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def load(
@@ -168,6 +213,8 @@ def load(
     precision: Precision = "fp32",
     resize: Resize | None = None,
     settings: Sequence[str] = (),
+    compiled: bool = False,
+    cuda_graphs: bool = False,
 ) -> Model:
     """Load a model to detect with.
 
@@ -176,11 +223,12 @@ def load(
     (.weights, .safetensors, .pt, .pth), by default the file of the same name beside it; of a model of torchvision by
     default the released ones, which are downloaded.
     device: `auto` is the GPU where there is one. resize: overrides how a Darknet cfg's pictures are resized.
-    settings: `key.subkey=value` overrides of the config. Raises DetkitError with one sentence on anything that is off.
+    settings: `key.subkey=value` overrides of the config. compiled: torch.compile makes the network's code at the first
+    batch. cuda_graphs: its kernels are recorded once for each shape of a batch. Raises DetkitError with one sentence on
+    anything that is off.
     """
     target = choose_device(device)
-    if precision not in DTYPES:
-        raise DetkitError(f"precision {precision!r}: expected {', '.join(DTYPES)}")
+    require_precision(precision, target)
     if name is None and weights is not None:
         raise DetkitError(f"{weights}: name the config or .cfg that these weights belong to with --model")
     name = name or DEFAULT
@@ -189,8 +237,23 @@ def load(
     if resize is not None:
         preprocess = validate(Preprocess, preprocess.model_dump() | {"mode": resize}, f"--resize {resize}")
     for_inference(detector, target, precision)
+    if compiled:
+        one_size = preprocess.mode != "shortest_edge" and not (preprocess.mode == "letterbox" and preprocess.minimal)
+        compile_forward(detector, one_size)
+    if cuda_graphs:
+        record_forward(detector, target)
     classes = class_names(config.classes)
-    return Model(detector, preprocess, config.selection, classes, Path(name).stem, target, precision, config.proposals)
+    return Model(
+        detector,
+        preprocess,
+        config.selection,
+        classes,
+        Path(name).stem,
+        target,
+        precision,
+        config.proposals,
+        fill_batches=compiled or cuda_graphs,
+    )
 
 
 def read_model(
@@ -319,36 +382,6 @@ def require_finite(network: nn.Module, source: Path) -> None:
             raise DetkitError(f"{source}: holds numbers that are not finite, first in {name}; the file is damaged")
 
 
-def for_inference(detector: nn.Module, device: torch.device, precision: Precision = "fp32") -> None:
-    """Prepare a network, in place, to run fast: batch norm folded, channels last, convolutions in the precision."""
-    if isinstance(detector, Detector):
-        detector.compress()
-    fold_batch_norm(detector)
-    detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if precision != "fp32":
-        for module in detector.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                module.to(DTYPES[precision])
-
-
-def fold_batch_norm(network: nn.Module) -> None:
-    """Fold each batch norm that follows a convolution into that convolution, in place.
-
-    One follows the other in a Sequential, and where they are called conv1 and bn1 and so on, as in residual networks.
-    """
-    network.eval()
-    for parent in list(network.modules()):
-        children = parent._modules
-        for first, second in pairwise(list(children)):
-            conv, norm = children[first], children[second]
-            in_turn = isinstance(parent, nn.Sequential) or (first[:4], second) == ("conv", f"bn{first[4:]}")
-            # Of other kinds of batch norm some have an activation inside.
-            if in_turn and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and type(norm) in _FOLDED:
-                plain = norm.plain() if isinstance(norm, DarknetNorm) else norm
-                children[first] = fuse_conv_bn_eval(conv, plain)
-                children[second] = nn.Identity()
-
-
 def _from_cfg(path: Path, weights: Path, settings: Sequence[str]) -> tuple[ModelConfig, Detector]:
     from detkit.detectors.darknet import Darknet, darknet_model_config, load_darknet
 
@@ -367,24 +400,3 @@ def _from_torchvision(name: str, weights: Path | None, settings: Sequence[str]) 
     detector = build_detector(config)
     load_state(detector, tensors, weights or name)
     return config, detector
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is the GPU where there is one. Raises DetkitError where there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DetkitError(f"--device {name}: expected auto, cpu, cuda or cuda:<number>") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise DetkitError(
-                f"--device {name}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}; use --device cpu"
-            )
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise DetkitError(f"--device {name}: this machine has no Metal device; use --device cpu")
-    elif device.type not in ("cpu", "mps"):
-        raise DetkitError(f"--device {name}: expected auto, cpu, cuda or cuda:<number>")
-    return device

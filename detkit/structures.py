@@ -74,6 +74,13 @@ class Batch:
         proposals = self.proposals.pin_memory() if self.proposals is not None else None
         return Batch(self.images.pin_memory(), self.sizes.pin_memory(), proposals)
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a batch on a GPU until a stream that reads it is done."""
+        self.images.record_stream(stream)
+        self.sizes.record_stream(stream)
+        if self.proposals is not None:
+            self.proposals.record_stream(stream)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -98,6 +105,11 @@ class Candidates:
     def pin_memory(self) -> Candidates:
         """Return the candidates in page-locked memory."""
         return Candidates(*(getattr(self, name).pin_memory() for name in self.__slots__))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of candidates on a GPU until a stream that reads them is done."""
+        for name in self.__slots__:
+            getattr(self, name).record_stream(stream)
 
     @property
     def valid(self) -> Tensor:

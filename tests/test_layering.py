@@ -18,7 +18,7 @@ LAYERS = [
     {"backbones", "necks", "regions"},
     {"weights"},
     {"detectors"},
-    {"data"},
+    {"data", "inference"},
     {"model"},
     {"classify"},
     {"evaluate", "predict", "train", "export"},

@@ -92,6 +92,12 @@ class TimmBackbone(Backbone):
         return self.pyramid(maps[0]) if self.pyramid is not None else maps
 
     @property
+    def example(self) -> Tensor:
+        """A picture [1, 3, H, W] that the model takes, small where it takes any, to see how its layers connect."""
+        height, width = (2 * self.step, 2 * self.step) if self.any_size else self.size_hw
+        return torch.zeros(1, 3, height, width)
+
+    @property
     def class_tokens(self) -> int:
         """How many tokens of a plain transformer stand for the picture: 0, 1, or 2 with the one of distillation."""
         plain = getattr(self.model, "model", None)

@@ -18,16 +18,8 @@ from detkit.config import Strict, find_config, override, read_yaml, shipped_conf
 from detkit.data.crops import Crops
 from detkit.data.names import class_names
 from detkit.errors import DetkitError
-from detkit.model import (
-    DTYPES,
-    ClassNames,
-    Precision,
-    choose_device,
-    for_inference,
-    load_weights,
-    require_finite,
-    without_start,
-)
+from detkit.inference import DTYPES, Precision, choose_device, for_inference, require_precision
+from detkit.model import ClassNames, load_weights, require_finite, without_start
 from detkit.preprocess import Preprocess
 from detkit.weights.checkpoint import has_header, load_state, read_header, read_tensors
 
@@ -81,6 +73,7 @@ def load_classifier(
     it. Raises DetkitError with one sentence on anything that is off.
     """
     target = choose_device(device)
+    require_precision(precision, target)
     config, network = read_classifier(name, weights, settings)
     for_inference(network, target, precision)
     return ClassifierModel(network, config, class_names(config.classes), Path(name).stem, target, precision)

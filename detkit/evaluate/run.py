@@ -11,6 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detkit.data.ahead import read_ahead
 from detkit.data.dataset import Dataset
 from detkit.data.names import match_classes
@@ -26,7 +29,9 @@ from detkit.evaluate.voc import VocEvaluator, VocResult
 from detkit.files import explained, write_atomically
 from detkit.model import Model
 from detkit.ops.nms import Selection
+from detkit.predict.engine import detect_ahead
 from detkit.predict.runs import next_run, require_free
+from detkit.regions import Proposals
 
 Metric = Literal["coco", "voc07", "voc"]
 
@@ -102,19 +107,24 @@ def evaluate_model(
     if None in to_data:  # other classes shall not take places among `max_detections`
         selection = selection.model_copy(update={"labels": tuple(sorted(data_label))})
     proposed = proposals_of(data, model.proposals, max_pixels=max_pixels) if model.proposals is not None else None
-    proposals = iter(proposed) if proposed is not None else None
     samples = iter(data.samples)
     readers = (partial(sample.read, max_pixels=max_pixels) for sample in data.samples)
     pictures = read_ahead(readers, lambda picture: picture.size // 3, workers=_READERS, ahead=2 * batch_size)
-    with closing(pictures):
-        while batch := list(islice(pictures, batch_size)):
-            given = list(islice(proposals, len(batch))) if proposals is not None else None
-            found = model.predict(batch, selection, given)
-            del batch  # or its pictures would stay while the next ones gather
+    batches = _batches(pictures, iter(proposed) if proposed is not None else None, batch_size)
+    with closing(pictures), closing(detect_ahead(model, batches, selection)) as results:
+        for _, found in results:
             for sample, detections in zip(islice(samples, len(found)), found, strict=True):
                 evaluator.update(sample.id, detections)
             advance(len(found))
     return Evaluation(evaluator.compute(), truth, evaluator.detections)
+
+
+def _batches(
+    pictures: Iterator[NDArray[np.uint8]], proposals: Iterator[Proposals] | None, batch_size: int
+) -> Iterator[tuple[None, list[NDArray[np.uint8]], list[Proposals] | None]]:
+    while batch := list(islice(pictures, batch_size)):
+        yield None, batch, list(islice(proposals, len(batch))) if proposals is not None else None
+        del batch  # or its pictures would stay while the next ones gather
 
 
 def evaluate_results(

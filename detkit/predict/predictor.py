@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,8 +20,10 @@ from detkit.data.picture import MAX_PIXELS
 from detkit.errors import DetkitError, nearest
 from detkit.model import Model
 from detkit.ops.nms import Selection
+from detkit.predict.engine import detect_ahead
 from detkit.predict.sources import Failure, Frame, Source, find_sources, read_frames
 from detkit.predict.writers import Writer
+from detkit.regions import Proposals
 from detkit.structures import Detections
 
 
@@ -76,8 +80,14 @@ def detect(
     alone = len(names) == len(sources) == 1 and Path(names[0]) == Path(sources[0].name)  # no folder, no glob
     summary = Summary(len(sources))
     frames = read_frames(sources, max_pixels, ahead=batch_size)
-    with Writer(save, out, model.classes) as writer, closing(frames), _progress(sources, progress) as advance:
-        for result in _predict(model, frames, batch_size, selection):
+    results = _predict(model, frames, batch_size, selection)
+    with (
+        Writer(save, out, model.classes) as writer,
+        closing(frames),
+        closing(results),  # first of the two, as its thread reads the frames
+        _progress(sources, progress) as advance,
+    ):
+        for result in results:
             if isinstance(result, Failure):
                 if alone and not summary.pictures:
                     raise result.error
@@ -99,15 +109,24 @@ def describe(detections: Detections, classes: Sequence[str]) -> str:
 
 def _predict(
     model: Model, frames: Iterable[Frame | Failure], batch_size: int, selection: Selection
-) -> Iterator[Result | Failure]:
+) -> Generator[Result | Failure]:
     """Run the model on batches of the frames; failures keep their place."""
+    with closing(detect_ahead(model, _batches(model, frames, batch_size), selection)) as found:
+        for items, detections in found:
+            rows = iter(detections)
+            for item in items:
+                yield Result(item, next(rows)) if isinstance(item, Frame) else item
+
+
+def _batches(
+    model: Model, frames: Iterable[Frame | Failure], batch_size: int
+) -> Iterator[tuple[list[Frame | Failure], list[NDArray[np.uint8]], list[Proposals]]]:
+    """Yield the frames of each batch with their pictures, and the proposals of a model that needs some."""
     frames = iter(frames)
     while items := list(islice(frames, batch_size)):
         whole = [item for item in items if isinstance(item, Frame)]
         proposals = [boxes for item in whole if (boxes := model.propose(item.picture, item.source.name)) is not None]
-        found = iter(model.predict([item.picture for item in whole], selection, proposals) if whole else [])
-        for item in items:
-            yield Result(item, next(found)) if isinstance(item, Frame) else item
+        yield items, [item.picture for item in whole], proposals
 
 
 def _labels(known: Sequence[str], wanted: Collection[str]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from detkit.backbones import BackboneConfig
 from detkit.detectors.fast_rcnn import FastRCNN, FastRCNNConfig, RoIHeadConfig, RoILoss, sample_regions, truncated
 from detkit.errors import DetkitError
-from detkit.model import for_inference
+from detkit.inference import for_inference
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Candidates, Target
 

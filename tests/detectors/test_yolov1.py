@@ -12,7 +12,8 @@ from detkit.backbones.layers import ConvUnit, Local
 from detkit.config import shipped_configs
 from detkit.detectors.yolov1 import YOLOv1, YOLOv1Config, YOLOv1Convolution, YOLOv1Loss
 from detkit.errors import DetkitError
-from detkit.model import build_detector, fold_batch_norm, read_config
+from detkit.inference import fold_batch_norm
+from detkit.model import build_detector, read_config
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
 from detkit.train.config import Train

@@ -9,7 +9,8 @@ from detkit.backbones.layers import ConvUnit
 from detkit.config import shipped_configs
 from detkit.detectors.yolov3 import YOLOv3, YOLOv3Config, YOLOv3Level, YOLOv3Loss
 from detkit.errors import DetkitError
-from detkit.model import build_detector, fold_batch_norm, read_config
+from detkit.inference import fold_batch_norm
+from detkit.model import build_detector, read_config
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
 

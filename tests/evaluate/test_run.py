@@ -34,11 +34,15 @@ class Oracle:
     def __post_init__(self):
         self.selection = Selection()
         self.proposals = None
+        self.fill_batches = False
         self.known = {sample.read().tobytes(): sample for sample in self.data.samples}
         self.batches: list[int] = []
         self.selections: list[Selection] = []
 
-    def predict(self, pictures: list[np.ndarray], selection: Selection, proposals: None = None) -> list[Detections]:
+    def prepare(self, pictures: list[np.ndarray], proposals: None) -> list[np.ndarray]:
+        return pictures
+
+    def detect(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
         self.batches.append(len(pictures))
         self.selections.append(selection)
         return [self._find(self.known[picture.tobytes()], selection) for picture in pictures]
@@ -165,14 +169,16 @@ def test_a_picture_that_cannot_be_read_is_named(data: Dataset, tmp_path: Path):
 @pytest.mark.parametrize(("side", "most"), [(96, 16), (8000, 6)])
 def test_pictures_are_read_ahead_but_not_all_at_once(data: Dataset, side: int, most: int):
     class Slow(Oracle):
-        def predict(self, pictures: list[np.ndarray], selection: Selection, proposals: None = None) -> list[Detections]:
+        def prepare(self, pictures: list[np.ndarray], proposals: None) -> list[np.ndarray]:
             nonlocal seen
             seen += len(pictures)
             time.sleep(0.05)
             waiting.append(len(read) - seen)
-            return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), (96, 96))] * len(
-                pictures
-            )
+            return pictures
+
+        def detect(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
+            nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), (96, 96))
+            return [nothing] * len(pictures)
 
     def draw() -> np.ndarray:
         read.append(1)
