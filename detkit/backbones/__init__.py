@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from detkit.backbones.base import Backbone
 from detkit.backbones.darknet import Darknet19, Darknet53, DarknetReference, Extraction, TinyDarknet
 from detkit.backbones.mobilenet import MobileNetV3Large
+from detkit.backbones.zoo import ZOO
 from detkit.config import Strict
 from detkit.errors import DetkitError, nearest
 
@@ -23,12 +24,12 @@ BACKBONES: dict[str, Callable[[Sequence[int]], Backbone]] = {
 
 
 class BackboneConfig(Strict):
-    """Which backbone: one of ours by name, or `timm/<model>` for any model of timm that gives feature maps.
+    """Which backbone: by a name that `detkit models` lists, or `timm/<model>`, any that gives feature maps.
 
-    pretrained: download timm's weights of that name when the model is built for training. weights: a checkpoint whose
-    backbone training starts from, or a config that comes with one; nothing reads it afterwards. drop_path: probability
-    with which timm's last block is passed over in training, falling to 0 at the first (Deep Networks with Stochastic
-    Depth, Huang et al., 2016, arXiv 1603.09382).
+    pretrained: download the weights of timm or torchvision when the model is built for training. weights: what training
+    starts from, the backbone of a checkpoint or of a config that comes with one, or a file of timm's or torchvision's
+    own; nothing reads it afterwards. drop_path: probability with which timm's last block is passed over in training,
+    falling to 0 at the first (Deep Networks with Stochastic Depth, Huang et al., 2016, arXiv 1603.09382).
     """
 
     name: str
@@ -48,20 +49,25 @@ def build_backbone(config: BackboneConfig, strides: Sequence[int], size_hw: tupl
 
     size_hw: (height, width) of the pictures, for models whose position tables are fixed when they are built.
     """
-    if config.name.startswith("timm/"):
+    source = ZOO.get(config.name, config.name)
+    if source.startswith("timm/"):
         from detkit.backbones.timm import TimmBackbone
 
-        return TimmBackbone(config.name.removeprefix("timm/"), config.pretrained, strides, size_hw, config.drop_path)
-    if config.name not in BACKBONES:
+        return TimmBackbone(source.removeprefix("timm/"), config.pretrained, strides, size_hw, config.drop_path)
+    if config.name not in BACKBONES | ZOO:
         raise DetkitError(
-            f"backbone.name: unknown backbone {config.name!r}{nearest(config.name, BACKBONES)} "
-            f"(own: {', '.join(BACKBONES)}; timm's: timm/<model>)"
+            f"backbone.name: unknown backbone {config.name!r}{nearest(config.name, BACKBONES | ZOO)} "
+            "(`detkit models` lists them; timm's others are timm/<model>)"
         )
     if config.drop_path:
         raise DetkitError(f"backbone.drop_path: {config.name} has no blocks to pass over; set it to 0")
-    if config.pretrained:
+    if config.pretrained and config.name not in ZOO:
         raise DetkitError(f"backbone.pretrained: {config.name} has no weights to download; pass backbone.weights")
     try:
+        if config.name in ZOO:
+            from detkit.backbones.torchvision import PYRAMIDS
+
+            return PYRAMIDS[source](strides, config.pretrained)
         own: Backbone = BACKBONES[config.name](strides)
     except ValueError as error:
         raise DetkitError(f"backbone.name: {config.name} has {error}") from None

@@ -1,29 +1,23 @@
-"""What every backbone is: pictures in, a pyramid of feature maps out."""
+"""What every backbone is: pictures in, a pyramid of feature maps out; or, with its own classifier, scores."""
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _STAGE = re.compile(r"(layer|stage|block)s?[_.]?\d+$")
 
 
-class Backbone(nn.Module, ABC):
-    """A network that turns normalised pictures [B, 3, H, W] into feature maps, finest first.
+class Network(nn.Module, ABC):
+    """A network that looks at normalised pictures [B, 3, H, W].
 
-    channels, strides: of each map. mean, std: of the RGB values in 0 … 1 that the network was made for; the detector
-    normalises with them.
+    mean, std: of the RGB values in 0 … 1 that it was made for; the detector or classifier normalises with them.
     """
 
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    @abstractmethod
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return one map [B, channels[i], H / strides[i], W / strides[i]] per level."""
 
     def stages_from_picture(self) -> list[nn.ModuleList]:
         """The stages in the order of the computation, for freezing the first of them.
@@ -42,6 +36,53 @@ class Backbone(nn.Module, ABC):
         if stages:
             stages[-1].extend(before)
         return stages
+
+
+class Backbone(Network):
+    """A network that turns pictures into feature maps, finest first.
+
+    channels, strides: of each map.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] → one map [B, channels[i], ⌈H / strides[i]⌉, ⌈W / strides[i]⌉] per level."""
+
+    def taken_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what a state dict of such a network holds for this one, under its names; the rest is left."""
+        return {name: tensors[name] for name in self.state_dict() if name in tensors}
+
+
+class WholeNetwork(Network):
+    """A network with the classifier of its paper."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] → scores [B, heads, classes], of one head, or two with a token of distillation."""
+
+    def with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] → scores, and those of classifiers that only help in training [B, classifiers, classes]."""
+        scores = self(images)
+        return scores, scores[:, :0]
+
+
+def to_whole_cells(images: Tensor, step: int) -> Tensor:
+    """Pad pictures [B, 3, H, W] with zeros, right and below, until both sides are multiples of the step."""
+    height, width = images.shape[-2:]
+    padding = 0, -width % step, 0, -height % step
+    return F.pad(images, padding) if any(padding) else images
+
+
+def cut_to_cells(maps: Sequence[Tensor], strides: Sequence[int], size_hw: Sequence[int]) -> list[Tensor]:
+    """Return of each map [B, C, h, w] the ⌈H / stride⌉ × ⌈W / stride⌉ cells on a picture of H × W."""
+    cells = [[-(-side // stride) for side in size_hw] for stride in strides]
+    return [
+        x if list(x.shape[-2:]) == [rows, columns] else x[..., :rows, :columns]
+        for x, (rows, columns) in zip(maps, cells, strict=True)
+    ]
 
 
 def _walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

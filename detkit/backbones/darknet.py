@@ -71,8 +71,8 @@ def _convolutions(channels: int, layers: Sequence[tuple[int, int]]) -> list[nn.M
 
 
 def _halved(*layers: nn.Module) -> nn.Sequential:
-    """What begins with 2×2 max-pooling."""
-    return nn.Sequential(nn.MaxPool2d(2, 2), *layers)
+    """What begins with 2×2 max-pooling, which pads an odd side by one as Darknet's does."""
+    return nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), *layers)
 
 
 class Extraction(DarknetBackbone):

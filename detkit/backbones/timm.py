@@ -9,8 +9,10 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from detkit.backbones.base import Backbone
+from detkit.backbones.base import Backbone, cut_to_cells, to_whole_cells
+from detkit.backbones.positions import loosen, run_at_any_size
 from detkit.errors import DetkitError, nearest
 from detkit.necks.simple_pyramid import SimpleFeaturePyramid
 
@@ -26,10 +28,11 @@ class TimmBackbone(Backbone):
 
     name: as timm lists it, with or without the tag of its weights. pretrained: download those weights. size_hw:
     (height, width) of the pictures, by default the model's own, rounded up to whole cells; a model whose position
-    tables are fixed is built for it and takes no other. drop_path: the rate of its stochastic depth. A plain
-    transformer whose patch is no power of two (14) gets the next one (16), its weights resampled (FlexiViT, Beyer et
-    al., 2022, arXiv 2212.08013). Raises DetkitError for an unknown name, a stride or a picture size that the model does
-    not have, and weights that cannot be had.
+    tables are fixed is built for it and takes no other. A picture of no whole cells is padded right and below, behind
+    normalisation, and the maps are cut to ⌈H / stride⌉ × ⌈W / stride⌉ cells. drop_path: the rate of its stochastic
+    depth. A plain transformer whose patch is no power of two (14) gets the next one (16), its weights resampled
+    (FlexiViT, Beyer et al., 2022, arXiv 2212.08013). Raises DetkitError for an unknown name, a stride or a picture size
+    that the model does not have, and weights that cannot be had.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class TimmBackbone(Backbone):
 
         info = draft.feature_info
         levels = _levels(name, info.reduction(), self.strides)
-        options, self.any_size, unused = _fit(name, patch, levels, self.size_hw, self.step, own_size)
+        options, self.any_size, unused = _fit(name, draft, patch, levels, self.size_hw, self.step, own_size)
         if drop_path:
             options = _with_drop_path(name, options, drop_path)
         self.model = _create(name, pretrained, options, tuple(info.out_indices[level] for level in levels))
@@ -72,24 +75,18 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → one map per stride, finest first."""
+        size_hw = images.shape[-2:]
+        images = to_whole_cells(images, self.step)
         height, width = images.shape[-2:]
         if not self.any_size and (height, width) != self.size_hw:
             raise DetkitError(
                 f"timm/{self.name} takes only pictures of the size it was built for, {_by(self.size_hw)}, got "
-                f"{height}×{width}; build it for that size (preprocess.size) or take another model"
+                f"{_by(size_hw)}; build it for that size (preprocess.size) or take another model"
             )
-        try:
-            maps: list[Tensor] = self.model(images)
-        except (AssertionError, RuntimeError) as error:
-            if height % self.step == 0 and width % self.step == 0:
-                raise
-            raise DetkitError(
-                f"timm/{self.name} cannot take pictures of {height}×{width} ({_first_line(error)}); pad them to "
-                f"multiples of {self.step}"
-            ) from error
+        maps: list[Tensor] = run_at_any_size(self.model, images)
         if _is_nhwc(self.model):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return self.pyramid(maps[0]) if self.pyramid is not None else maps
+        return cut_to_cells(self.pyramid(maps[0]) if self.pyramid is not None else maps, self.strides, size_hw)
 
     @property
     def example(self) -> Tensor:
@@ -131,7 +128,7 @@ def _check_name(name: str, pretrained: bool) -> None:
 
 def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple[int, ...]) -> Any:
     try:
-        return timm.create_model(name, pretrained, features_only=True, out_indices=indices, **options)
+        model = timm.create_model(name, pretrained, features_only=True, out_indices=indices, **options)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -139,6 +136,8 @@ def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple
             f"backbone.pretrained: the weights of timm/{name} could not be loaded ({_first_line(error)}); connect to "
             f"the network once, or set it to false"
         ) from error
+    loosen(model)
+    return model
 
 
 def _with_drop_path(name: str, options: dict[str, Any], rate: float) -> dict[str, Any]:
@@ -151,10 +150,23 @@ def _with_drop_path(name: str, options: dict[str, Any], rate: float) -> dict[str
     return options
 
 
+class _Unfilled(TorchFunctionMode):
+    """Passes over what fills tensors in place: most of the time in which a model without memory is built."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the tensor as it is where it has no memory and the function ends on `_`."""
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and getattr(args[0], "is_meta", False):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _draft(name: str, options: dict[str, Any]) -> Any:
     """Return the model with all its maps and no memory, to be asked what it has and which pictures it takes."""
-    with torch.device("meta"):
-        return timm.create_model(name, features_only=True, **options).eval()
+    with torch.device("meta"), _Unfilled():
+        model = timm.create_model(name, features_only=True, **options).eval()
+        loosen(model)
+        return model
 
 
 def _draft_with_patch(name: str) -> tuple[Any, dict[str, Any]]:
@@ -191,6 +203,7 @@ def _levels(name: str, own: list[int], strides: tuple[int, ...]) -> list[int]:
 
 def _fit(
     name: str,
+    plain: Any,
     patch: dict[str, Any],
     levels: list[int],
     size_hw: tuple[int, int],
@@ -209,8 +222,9 @@ def _fit(
     for attempt in attempts[-1:] if fixed else attempts:
         options = {**patch, **attempt}
         try:
-            draft = _draft(name, options)
-            maps = _run(draft, levels, size_hw)
+            draft = _draft(name, options) if attempt else plain
+            with torch.enable_grad():
+                maps = _run(draft, levels, size_hw)
         except _MISFIT as error:
             if "unexpected keyword" not in str(error):
                 reason = f" ({_first_line(error)})"
@@ -219,7 +233,8 @@ def _fit(
         if fixed:
             return options, False, unused
         try:
-            _run(draft, levels, (size_hw[0] + step, size_hw[1] + 2 * step))
+            with torch.no_grad():
+                _run(draft, levels, (size_hw[0] + step, size_hw[1] + 2 * step))
         except _MISFIT:
             found = found or (options, False, unused)
         else:
@@ -234,8 +249,7 @@ def _fit(
 
 def _run(draft: Any, levels: list[int], size_hw: tuple[int, int]) -> list[Tensor]:
     """Return the draft's maps of a picture of this size; raise ValueError where one is not size / stride."""
-    with torch.enable_grad():
-        maps = draft(torch.empty(1, 3, *size_hw, device="meta"))
+    maps = run_at_any_size(draft, torch.empty(1, 3, *size_hw, device="meta"))
     for level in levels:
         stride = draft.feature_info.reduction()[level]
         got = tuple(maps[level].shape[1:3] if _is_nhwc(draft) else maps[level].shape[2:])

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from detkit.backbones.timm import TimmBackbone
 from detkit.errors import DetkitError
@@ -61,7 +62,7 @@ def test_declared_is_given_at_two_sizes(name: str) -> None:
     assert [key for key, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize(("name", "any_size"), [("test_vit", True), ("test_coatnet", False)])
+@pytest.mark.parametrize(("name", "any_size"), [("test_vit", True), ("test_vit_relpos", False)])
 def test_size_is_fixed_only_where_the_tables_are(name: str, any_size: bool) -> None:
     with torch.device("meta"):
         assert TimmBackbone(name, size_hw=(160, 192)).any_size is any_size
@@ -131,10 +132,13 @@ def test_runs_exported_under_autocast_and_channels_last(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-@pytest.mark.parametrize("size", [(50, 75), (33, 100)])
-def test_odd_sizes_where_the_model_can(name: str, size: tuple[int, int]) -> None:
-    maps = TimmBackbone(name, strides=(16,), size_hw=(64, 64)).eval()(torch.rand(1, 3, *size))
-    assert maps[0].shape[2:] == (-(-size[0] // 16), -(-size[1] // 16))
+def test_a_picture_of_no_whole_cells_is_padded_and_its_maps_are_cut(name: str) -> None:
+    backbone = TimmBackbone(name, strides=(16,), size_hw=(64, 64)).eval()
+    images = torch.rand(1, 3, 33, 100)
+    (x,) = backbone(images)
+    assert x.shape[2:] == (3, 7)
+    (whole,) = backbone(F.pad(images, (0, 28, 0, 31)))
+    torch.testing.assert_close(x, whole[..., :3, :7], rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -158,8 +162,8 @@ def test_nothing_is_downloaded_without_being_asked(monkeypatch: pytest.MonkeyPat
 
 
 def test_another_size_than_the_fixed_one_is_named() -> None:
-    backbone = TimmBackbone("test_coatnet", size_hw=(64, 96))
-    with pytest.raises(DetkitError, match=r"timm/test_coatnet takes only pictures of .* 64×96, got 96×96"):
+    backbone = TimmBackbone("test_vit_relpos", size_hw=(64, 96))
+    with pytest.raises(DetkitError, match=r"timm/test_vit_relpos takes only pictures of .* 64×96, got 96×96"):
         backbone(torch.rand(1, 3, 96, 96))
 
 
