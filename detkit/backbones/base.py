@@ -19,6 +19,19 @@ class Network(nn.Module, ABC):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
+    @property
+    def class_tokens(self) -> int:
+        """How many tokens of a transformer stand for the picture, for a classifier to read."""
+        return 0
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] → the class tokens behind the last block [B, `class_tokens`, C], where there are any."""
+        raise NotImplementedError(f"{type(self).__name__} has no class token")
+
+    def taken_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what a state dict of such a network holds for this one, under its names; the rest is left."""
+        return {name: tensors[name] for name in self.state_dict() if name in tensors}
+
     def stages_from_picture(self) -> list[nn.ModuleList]:
         """The stages in the order of the computation, for freezing the first of them.
 
@@ -51,10 +64,6 @@ class Backbone(Network):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → one map [B, channels[i], ⌈H / strides[i]⌉, ⌈W / strides[i]⌉] per level."""
 
-    def taken_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what a state dict of such a network holds for this one, under its names; the rest is left."""
-        return {name: tensors[name] for name in self.state_dict() if name in tensors}
-
 
 class WholeNetwork(Network):
     """A network with the classifier of its paper."""
@@ -67,6 +76,10 @@ class WholeNetwork(Network):
         """[B, 3, H, W] → scores, and those of classifiers that only help in training [B, classifiers, classes]."""
         scores = self(images)
         return scores, scores[:, :0]
+
+    def taken_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As for every network, or under the names of timm or torchvision."""
+        return super().taken_from({f"model.{name.removeprefix('model.')}": tensor for name, tensor in tensors.items()})
 
 
 def to_whole_cells(images: Tensor, step: int) -> Tensor:

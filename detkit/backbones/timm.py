@@ -3,7 +3,8 @@
 Networks with stages give their own maps. A plain transformer has one map; a simple feature pyramid makes the others.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -19,8 +20,8 @@ from detkit.necks.simple_pyramid import SimpleFeaturePyramid
 # MViTv2 reads its tables at computed indices; whether these stay inside shows only with real numbers.
 _SIZE_IS_FIXED = ("mvitv2_",)
 
-# What timm's models raise when a picture does not fit them, or an argument is not theirs.
-_MISFIT = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
+MISFIT = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
+"""What timm's models raise when a picture does not fit them, or an argument is not theirs."""
 
 
 class TimmBackbone(Backbone):
@@ -44,7 +45,7 @@ class TimmBackbone(Backbone):
         drop_path: float = 0,
     ) -> None:
         super().__init__()
-        _check_name(name, pretrained)
+        check_name(name, pretrained)
         self.name = name
         self.strides = tuple(sorted(strides))
         draft, patch = _draft_with_patch(name)
@@ -58,6 +59,7 @@ class TimmBackbone(Backbone):
         options, self.any_size, unused = _fit(name, draft, patch, levels, self.size_hw, self.step, own_size)
         if drop_path:
             options = _with_drop_path(name, options, drop_path)
+        self._options = options
         self.model = _create(name, pretrained, options, tuple(info.out_indices[level] for level in levels))
         for key, parameter in self.model.named_parameters():
             if key in unused:
@@ -80,8 +82,8 @@ class TimmBackbone(Backbone):
         height, width = images.shape[-2:]
         if not self.any_size and (height, width) != self.size_hw:
             raise DetkitError(
-                f"timm/{self.name} takes only pictures of the size it was built for, {_by(self.size_hw)}, got "
-                f"{_by(size_hw)}; build it for that size (preprocess.size) or take another model"
+                f"timm/{self.name} takes only pictures of the size it was built for, {by(self.size_hw)}, got "
+                f"{by(size_hw)}; build it for that size (preprocess.size) or take another model"
             )
         maps: list[Tensor] = run_at_any_size(self.model, images)
         if _is_nhwc(self.model):
@@ -93,6 +95,29 @@ class TimmBackbone(Backbone):
         """A picture [1, 3, H, W] that the model takes, small where it takes any, to see how its layers connect."""
         height, width = (2 * self.step, 2 * self.step) if self.any_size else self.size_hw
         return torch.zeros(1, 3, height, width)
+
+    def taken_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As for every backbone, or of the whole model, under the names that timm or the model's authors gave them.
+
+        timm then converts names, and positions and patches of another size, as where it loads weights itself.
+        """
+        own = super().taken_from(tensors)
+        if all(name in own or name.startswith("pyramid.") for name in self.state_dict()):
+            return own
+        whole = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        with torch.device("meta"), Unfilled():
+            draft = timm.create_model(self.name, **self._options)
+        convert = getattr(inspect.getmodule(timm.model_entrypoint(self.name)), "checkpoint_filter_fn", None)
+        if convert is not None:
+            try:
+                whole = convert(whole, draft)
+            except (AttributeError, KeyError, RuntimeError):  # tensors of another model
+                return own
+        whole |= {
+            name.replace(".", "_", 1): tensor for name, tensor in whole.items()
+        }  # stages_0 of stages.0 in pyramids
+        plain = {name: name.removeprefix("model.").removeprefix("model.") for name in self.state_dict()}
+        return {name: whole[theirs] for name, theirs in plain.items() if theirs in whole}
 
     @property
     def class_tokens(self) -> int:
@@ -111,7 +136,8 @@ class TimmBackbone(Backbone):
         return tokens[:, : self.class_tokens]  # registers come after them
 
 
-def _check_name(name: str, pretrained: bool) -> None:
+def check_name(name: str, pretrained: bool) -> None:
+    """Raise DetkitError where timm has no model of that name, or is to download weights that it has not."""
     if ":" in name or not timm.is_model(name):
         raise DetkitError(f"backbone.name: timm has no model {name!r}{nearest(name, timm.list_models())}")
     try:
@@ -127,17 +153,26 @@ def _check_name(name: str, pretrained: bool) -> None:
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple[int, ...]) -> Any:
+    model = load_or_explain(
+        name,
+        pretrained,
+        lambda: timm.create_model(name, pretrained, features_only=True, out_indices=indices, **options),
+    )
+    loosen(model)
+    return model
+
+
+def load_or_explain(name: str, pretrained: bool, create: Callable[[], Any]) -> Any:
+    """Return the model that is created, or raise DetkitError where its weights cannot be had."""
     try:
-        model = timm.create_model(name, pretrained, features_only=True, out_indices=indices, **options)
+        return create()
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         raise DetkitError(
-            f"backbone.pretrained: the weights of timm/{name} could not be loaded ({_first_line(error)}); connect to "
+            f"backbone.pretrained: the weights of timm/{name} could not be loaded ({first_line(error)}); connect to "
             f"the network once, or set it to false"
         ) from error
-    loosen(model)
-    return model
 
 
 def _with_drop_path(name: str, options: dict[str, Any], rate: float) -> dict[str, Any]:
@@ -150,7 +185,7 @@ def _with_drop_path(name: str, options: dict[str, Any], rate: float) -> dict[str
     return options
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """Passes over what fills tensors in place: most of the time in which a model without memory is built."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -163,7 +198,7 @@ class _Unfilled(TorchFunctionMode):
 
 def _draft(name: str, options: dict[str, Any]) -> Any:
     """Return the model with all its maps and no memory, to be asked what it has and which pictures it takes."""
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), Unfilled():
         model = timm.create_model(name, features_only=True, **options).eval()
         loosen(model)
         return model
@@ -225,9 +260,9 @@ def _fit(
             draft = _draft(name, options) if attempt else plain
             with torch.enable_grad():
                 maps = _run(draft, levels, size_hw)
-        except _MISFIT as error:
+        except MISFIT as error:
             if "unexpected keyword" not in str(error):
-                reason = f" ({_first_line(error)})"
+                reason = f" ({first_line(error)})"
             continue
         unused = _unused(draft, maps)
         if fixed:
@@ -235,15 +270,15 @@ def _fit(
         try:
             with torch.no_grad():
                 _run(draft, levels, (size_hw[0] + step, size_hw[1] + 2 * step))
-        except _MISFIT:
+        except MISFIT:
             found = found or (options, False, unused)
         else:
             return options, True, unused
     if found is not None:
         return found
     raise DetkitError(
-        f"backbone.name: timm/{name} gives no maps for pictures of {_by(size_hw)}{reason}; it was made for "
-        f"{_by(own_size)}, set preprocess.size or take another model"
+        f"backbone.name: timm/{name} gives no maps for pictures of {by(size_hw)}{reason}; it was made for "
+        f"{by(own_size)}, set preprocess.size or take another model"
     )
 
 
@@ -255,7 +290,7 @@ def _run(draft: Any, levels: list[int], size_hw: tuple[int, int]) -> list[Tensor
         got = tuple(maps[level].shape[1:3] if _is_nhwc(draft) else maps[level].shape[2:])
         expected = size_hw[0] // stride, size_hw[1] // stride
         if got != expected:
-            raise ValueError(f"its map of stride {stride} is {_by(got)}, not {_by(expected)}")
+            raise ValueError(f"its map of stride {stride} is {by(got)}, not {by(expected)}")
     return [maps[level] for level in levels]
 
 
@@ -274,7 +309,8 @@ def _round_up(side: int, step: int) -> int:
     return -(-side // step) * step
 
 
-def _by(size_hw: Sequence[int]) -> str:
+def by(size_hw: Sequence[int]) -> str:
+    """Return a size as height×width."""
     return "×".join(map(str, size_hw))
 
 
@@ -282,5 +318,6 @@ def _list(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, without a full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -9,7 +9,7 @@ Shapes: B pictures of H × W, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,10 @@ class _Layered(Backbone):
 
     def _padded(self, images: Tensor) -> Tensor:
         return to_whole_cells(images, 32)
+
+    def taken_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As for every backbone, or of the whole network under torchvision's names."""
+        return super().taken_from({f"model.{name.removeprefix('model.')}": tensor for name, tensor in tensors.items()})
 
     def stages_from_picture(self) -> list[nn.ModuleList]:
         """The stages, each of the layers up to one more stride."""

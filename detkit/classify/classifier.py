@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from detkit.backbones import BackboneConfig
-from detkit.backbones.base import Backbone
+from detkit.backbones.base import Backbone, WholeNetwork
 from detkit.backbones.darknet import DarknetBackbone
 from detkit.backbones.layers import ACTIVATIONS
 from detkit.backbones.timm import TimmBackbone
@@ -24,7 +24,7 @@ from detkit.config import Strict
 from detkit.detectors.base import Normalize
 from detkit.errors import DetkitError
 
-Pool = Literal["features", "scores", "token"]
+Pool = Literal["features", "scores", "token", "own"]
 
 
 class Classifier(nn.Module):
@@ -34,7 +34,8 @@ class Classifier(nn.Module):
     that of YOLOv3's.
 
     pool: what stands for the picture. `features`: the last map's average; `scores`: the average of the scores of all
-    its places, as in Darknet; `token`: a plain transformer's class token, and the one of distillation where it has one.
+    its places, as in Darknet; `token`: a plain transformer's class token, and the one of distillation where it has one;
+    `own`: what its paper has there, of a whole network of timm's or torchvision's.
     norm: layer norm before the linear layer, which transformers and ConvNeXt leave to their classifier. activation: of
     the scores of each place, `leaky` in the released extraction.cfg. Raises DetkitError where a backbone has no token.
     """
@@ -53,13 +54,13 @@ class Classifier(nn.Module):
         def _parts_fit_the_pool(self) -> Classifier.Config:
             if self.activation != "linear" and self.pool != "scores":
                 raise ValueError("activation: only scores that are averaged have one; set pool: scores")
-            if self.norm and self.pool == "scores":
-                raise ValueError("norm: where scores are averaged there is none; set pool: features")
+            if self.norm and self.pool in ("scores", "own"):
+                raise ValueError(f"norm: with pool {self.pool} there is none of detkit's; set pool: features")
             return self
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | WholeNetwork,
         num_classes: int,
         *,
         pool: Pool = "features",
@@ -75,6 +76,8 @@ class Classifier(nn.Module):
         self.pool = pool
         self.normalize = Normalize(backbone.mean, backbone.std)
         self.backbone = backbone
+        if isinstance(backbone, WholeNetwork):
+            return
         channels = backbone.channels[-1]
         self.norm = nn.LayerNorm(channels, eps=1e-6) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -95,18 +98,28 @@ class Classifier(nn.Module):
     def heads(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] → the scores of each head [B, H, C]: the class', then that of distillation."""
         images = self.normalize(images)
+        scores: Tensor
+        if isinstance(self.backbone, WholeNetwork):
+            scores = self.backbone(images)
+            return scores
         if self.pool == "token":
             assert isinstance(self.backbone, TimmBackbone)
             tokens = self.dropout(self.norm(self.backbone.tokens(images)))
             layers = [self.head] if self.head_dist is None else [self.head, self.head_dist]
             return torch.stack([layer(tokens[:, i]) for i, layer in enumerate(layers)], 1)
         features = self.backbone(images)[-1]
-        scores: Tensor
         if self.pool == "scores":
             scores = self.activation(self.head(self.dropout(features))).mean((2, 3))
         else:
             scores = self.head(self.dropout(self.norm(features.mean((2, 3)))))
         return scores[:, None]
+
+    def with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, H, W] → `heads`, and scores of classifiers that only help to learn [B, classifiers, C]."""
+        if isinstance(self.backbone, WholeNetwork):
+            return self.backbone.with_auxiliary(self.normalize(images))
+        heads = self.heads(images)
+        return heads, heads[:, :0]
 
     def darknet_layers(self) -> Iterator[nn.Module]:
         """The convolutions in the order of a .weights file; raises DetkitError for a backbone that is not Darknet's."""

@@ -2,6 +2,7 @@
 
 mixup: Zhang et al., 2017, arXiv 1710.09412. CutMix: Yun et al., 2019, arXiv 1905.04899. Label smoothing: Szegedy et
 al., 2015, arXiv 1512.00567, section 7. Distillation: DeiT (Touvron et al., 2020, arXiv 2012.12877), eq. 2 and 3.
+Classifiers in the middle: GoogLeNet (Szegedy et al., 2014, arXiv 1409.4842), section 5.
 Shapes: B pictures, C classes.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -48,14 +50,24 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def classifier_losses(
-    heads: Tensor, truth: Tensor, teacher: Tensor | None = None, weight: float = 0, temperature: float | None = None
+    heads: Tensor,
+    truth: Tensor,
+    teacher: Tensor | None = None,
+    weight: float = 0,
+    temperature: float | None = None,
+    auxiliary: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the loss terms of a classifier, weighted.
 
     heads [B, H, C]: scores of the class, and of distillation where there is a second head. truth [B, C]. teacher
     [B, C]: the teacher's scores; weight: λ. With a temperature its probabilities are learned (DeiT, eq. 2), without one
-    its decision (eq. 3, where λ is ½). Without a teacher the mean of the heads learns the truth.
+    its decision (eq. 3, where λ is ½). Without a teacher the mean of the heads learns the truth. auxiliary [B, A, C]:
+    scores of classifiers in the middle of the network, each of which counts 0.3 (GoogLeNet, section 5).
     """
+    if auxiliary is not None and auxiliary.shape[1]:
+        scores = auxiliary.float()
+        added = torch.stack([F.cross_entropy(scores[:, i], truth) for i in range(scores.shape[1])]).sum()
+        return classifier_losses(heads, truth, teacher, weight, temperature) | {"auxiliary": 0.3 * added}
     if teacher is None:
         return {"classes": F.cross_entropy(heads.mean(1).float(), truth)}
     own = F.cross_entropy(heads[:, 0].float(), truth)

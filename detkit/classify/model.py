@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detkit.backbones import build_backbone
+from detkit.backbones.base import Backbone, WholeNetwork
+from detkit.backbones.whole import build_whole
 from detkit.classify.classifier import Classifier
 from detkit.config import Strict, find_config, override, read_yaml, shipped_configs, validate
 from detkit.data.crops import Crops
@@ -125,10 +127,15 @@ def read_classifier_config(name: str, settings: Sequence[str] = ()) -> Classifie
 def build_classifier(config: ClassifierConfig) -> Classifier:
     """Build the network of a config, with random weights, in evaluation mode."""
     options = config.classifier
-    backbone = build_backbone(options.backbone, (options.stride,), config.preprocess.size)
+    size, num_classes = config.preprocess.size, len(class_names(config.classes))
+    backbone: Backbone | WholeNetwork
+    if options.pool == "own":
+        backbone = build_whole(options.backbone, num_classes, size, options.dropout)
+    else:
+        backbone = build_backbone(options.backbone, (options.stride,), size)
     return Classifier(
         backbone,
-        len(class_names(config.classes)),
+        num_classes,
         pool=options.pool,
         norm=options.norm,
         dropout=options.dropout,

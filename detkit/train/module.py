@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from detkit.backbones.base import Backbone
+from detkit.backbones.base import Backbone, WholeNetwork
 from detkit.data.loader import EvaluationBatch
 from detkit.errors import DetkitError
 from detkit.structures import Batch, Target
@@ -214,7 +214,7 @@ def frozen_modules(detector: Network, train: Learning) -> list[nn.Module]:
             frozen.append(part)
         if isinstance(train.freeze, int):
             backbone = frozen.pop()
-            stages = backbone.stages_from_picture() if isinstance(backbone, Backbone) else []
+            stages = backbone.stages_from_picture() if isinstance(backbone, Backbone | WholeNetwork) else []
             if train.freeze > len(stages):
                 raise DetkitError(
                     f"train.freeze: {type(backbone).__name__} has {len(stages)} stages to freeze, got {train.freeze}; "
@@ -251,7 +251,7 @@ def _depth_of_backbone(detector: Network) -> dict[str, int]:
     What belongs to no stage, such as a table of positions, is as deep as the first.
     """
     backbone = getattr(detector, "backbone", None)
-    stages = backbone.stages_from_picture() if isinstance(backbone, Backbone) else []
+    stages = backbone.stages_from_picture() if isinstance(backbone, Backbone | WholeNetwork) else []
     if not stages:
         raise DetkitError(f"train.layer_decay: the backbone of {type(detector).__name__} has no stages; set it to 1")
     of_parameter = {id(p): len(stages) - i for i, stage in enumerate(stages) for p in stage.parameters()}

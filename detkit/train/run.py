@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from detkit.backbones.base import Backbone, WholeNetwork
 from detkit.classify.model import build_classifier
 from detkit.config import override, read_yaml
 from detkit.data.crops import crop_objects
@@ -374,17 +375,23 @@ def _start_from(detector: Network, path: Path, say: Callable[[str], None]) -> No
 
 
 def _start_backbone(detector: Network, config: AnyTrainConfig, say: Callable[[str], None]) -> None:
-    """Load the backbone of another model, as `backbone.weights` asks; what it has beyond the own one is left."""
+    """Load the backbone of another model, as `backbone.weights` asks; what it has beyond the own one is left.
+
+    The file is a model of detkit's, or of timm's or torchvision's whose tensors have no prefix.
+    """
     model = config.detector if isinstance(config, TrainConfig) else config.classifier
     source = getattr(getattr(model, "backbone", None), "weights", None)
     if source is None:
         return
     path, prefix = weights_file(source), "backbone."
     tensors = read_tensors(path)
-    backbone = detector.get_submodule("backbone")
-    own = {name: tensors[prefix + name] for name in backbone.state_dict() if prefix + name in tensors}
-    load_state(backbone, own, f"backbone.weights: {path}")
-    say(f"{path}: its backbone taken over, {count(len(own), 'tensor')}")
+    held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    backbone = cast("Backbone | WholeNetwork", detector.get_submodule("backbone"))
+    own = backbone.taken_from(held or tensors)
+    # A transformer that only classified has had no pyramid.
+    fresh = {k: v for k, v in backbone.state_dict().items() if k.startswith("pyramid.") and k not in own}
+    load_state(backbone, own | fresh, f"backbone.weights: {path}")
+    say(f"{path}: its backbone taken over, {count(len(own), 'tensor')}" + ("; the pyramid is new" if fresh else ""))
 
 
 def _new_folder(out: Path | None) -> Path:

@@ -145,11 +145,12 @@ class Classification(Task):
     def losses(self, network: Classifier, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
         """Return the cross-entropy of mixed pictures, and what a teacher says to them."""
         images, truth = self._mixing(batch.images, torch.cat([target.labels for target in targets]))
-        heads = network.heads(images)
+        heads, auxiliary = network.with_auxiliary(images)
         if self._teacher is None or self._distillation is None:
-            return classifier_losses(heads, truth)
+            return classifier_losses(heads, truth, auxiliary=auxiliary)
         temperature = self._distillation.temperature if self._distillation.kind == "soft" else None
-        return classifier_losses(heads, truth, self._teacher(images), self._distillation.weight, temperature)
+        teacher = self._teacher(images)
+        return classifier_losses(heads, truth, teacher, self._distillation.weight, temperature, auxiliary)
 
     def begin(self) -> None:
         """Begin an evaluation."""
