@@ -11,7 +11,7 @@ background is class C, the last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from detkit.config import Strict
 from detkit.detectors.base import Detector, Normalize
 from detkit.errors import DetkitError
 from detkit.necks.fpn import FPN
+from detkit.ops import kernels
 from detkit.ops.assign import match_objects, sample
 from detkit.ops.boxes import DeltaWeights, clip, decode_deltas, encode_deltas
 from detkit.ops.losses import pictures_per_process
@@ -46,8 +47,8 @@ class RoIHeadConfig(Strict):
     pooling: how its features are taken. convolutions: 3×3 ones with batch norm before the fully connected layers, 256
     wide (the paper has none). widths: of the fully connected layers; with the paper's VGG-16 they are 4096. dropout:
     behind each of them in training. delta_weights: factors of the box deltas x, y, w, h, which bring them to about unit
-    variance (section 2.3). truncate: singular values kept of each fully connected layer when the trained network is
-    used, or none for all (section 3.1).
+    variance (section 2.3). truncate: the singular values that each fully connected layer has, or none for all (section
+    3.1); `detkit export --truncate` makes such a network of a trained one.
     """
 
     pooling: Pooling = Pooling()
@@ -147,8 +148,8 @@ class RoIHead(nn.Module):
             channels = 256
         self.layers = nn.ModuleList()
         width = channels * config.pooling.size**2
-        for width_out in config.widths:
-            self.layers.append(nn.Linear(width, width_out))
+        for width_out, rank in zip_longest(config.widths, config.truncate):
+            self.layers.append(_factors(width, width_out, rank) if rank else nn.Linear(width, width_out))
             width = width_out
         self.score = _linear(width, num_classes + 1, 0.01)
         self.delta = _linear(width, num_classes * 4, 0.001)
@@ -177,13 +178,6 @@ class RoIHead(nn.Module):
         logits, deltas = self(maps, regions.picture, regions.boxes)
         return multi_task_loss(logits, deltas, regions, len(targets), self.config.delta_weights, loss)
 
-    def truncate(self) -> None:
-        """Replace each fully connected layer, in place, by two that hold its largest singular values (section 3.1)."""
-        for i, rank in enumerate(self.config.truncate):
-            layer = self.layers[i]
-            assert isinstance(layer, nn.Linear)
-            self.layers[i] = truncated(layer, rank)
-
 
 def truncated(layer: nn.Linear, rank: int) -> nn.Sequential:
     """Return two linear layers that do about what one does: W ≈ U Σ Vᵀ of the `rank` largest singular values.
@@ -191,13 +185,17 @@ def truncated(layer: nn.Linear, rank: int) -> nn.Sequential:
     The first has the weights Σ Vᵀ and no biases, the second U and the biases: rank · (in + out) products in place of
     in · out. No approximation is nearer to W in the sum of squares. Section 3.1.
     """
-    rank = min(rank, *layer.weight.shape)
+    factors = _factors(layer.in_features, layer.out_features, rank)
+    rank = len(factors[0].weight)
     u, s, v = torch.linalg.svd(layer.weight.detach().float(), full_matrices=False)
-    first = nn.Linear(layer.in_features, rank, bias=False, device=layer.weight.device)
-    second = nn.Linear(rank, layer.out_features, device=layer.weight.device)
-    first.weight.data, second.weight.data = s[:rank, None] * v[:rank], u[:, :rank].contiguous()
-    second.bias.data = layer.bias.detach().clone()
-    return nn.Sequential(first, second)
+    factors[0].weight.data, factors[1].weight.data = s[:rank, None] * v[:rank], u[:, :rank].contiguous()
+    factors[1].bias.data = layer.bias.detach().clone()
+    return factors
+
+
+def _factors(width: int, width_out: int, rank: int) -> nn.Sequential:
+    rank = min(rank, width, width_out)
+    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width_out))
 
 
 @torch.no_grad()
@@ -238,7 +236,16 @@ def multi_task_loss(
 
 
 def region_candidates(raw: RoIOutputs, threshold: float, delta_weights: DeltaWeights) -> Candidates:
-    """What is said of proposals → a box for each class whose probability is above the threshold, clipped."""
+    """What is said of proposals → a box for each class whose probability is above the threshold, clipped.
+
+    Candidates of a picture are ordered by proposal and class.
+    """
+    if kernels.serve(raw.logits) and not (raw.logits.requires_grad or raw.deltas.requires_grad):
+        from detkit.ops.kernels import decode  # needs Triton
+
+        return decode.region_candidates(
+            raw.logits, raw.deltas, raw.boxes, raw.valid, raw.limits, threshold, delta_weights, _THINNEST
+        )
     scores = raw.logits.float().softmax(-1)[..., :-1]
     picture, row, label = ((scores > threshold) & raw.valid[..., None]).nonzero().unbind(1)
     boxes = decode_deltas(raw.deltas[picture, row, label].float(), raw.boxes[picture, row], delta_weights)
@@ -304,10 +311,6 @@ class FastRCNN(Detector):
         """The multi-task loss of section 2.3: `cls` and `loc`."""
         maps = self.neck(self.backbone(self.normalize(batch.images)))
         return self.head.losses(maps, given_proposals(batch, "Fast R-CNN"), targets, self.loss)
-
-    def compress(self) -> None:
-        """Truncate the fully connected layers to `head.truncate` singular values."""
-        self.head.truncate()
 
 
 def build_neck(channels: Sequence[int], fpn: FPNConfig | None, strides: Sequence[int]) -> nn.Module:

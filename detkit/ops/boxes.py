@@ -12,7 +12,7 @@ from torch import Tensor
 Overlap = Literal["iou", "giou", "diou", "ciou"]
 DeltaWeights = tuple[float, float, float, float]
 
-_LARGEST_LOG = math.log(1000 / 16)  # a decoded side is at most so many times its anchor's, so that exp stays finite
+LARGEST_LOG = math.log(1000 / 16)  # a decoded side is at most so many times its anchor's, so that exp stays finite
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
@@ -102,5 +102,5 @@ def decode_deltas(deltas: Tensor, anchors: Tensor, weights: DeltaWeights = (1, 1
     """Boxes [..., 4] that lie at deltas [..., 4] from anchors [..., 4], which broadcast (R-CNN, eq. 1 to 4)."""
     t, anchor = deltas / deltas.new_tensor(weights), xyxy_to_cxcywh(anchors)
     centre = t[..., :2] * anchor[..., 2:] + anchor[..., :2]
-    half = t[..., 2:].clamp(max=_LARGEST_LOG).exp() * anchor[..., 2:] / 2
+    half = t[..., 2:].clamp(max=LARGEST_LOG).exp() * anchor[..., 2:] / 2
     return torch.cat([centre - half, centre + half], -1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detkit.ops import kernels
 from detkit.structures import Candidates
 
 
@@ -47,6 +48,10 @@ def yolo_candidates(
     scale_xy: per level, 1 by default. Score = logistic objectness · class probability, which is logistic in YOLOv3 and
     a softmax over the classes in YOLOv2. Candidates of a picture are ordered by level, row, column, anchor, class.
     """
+    if kernels.serve(maps[0]) and not any(raw.requires_grad for raw in maps):
+        from detkit.ops.kernels import decode  # needs Triton
+
+        return decode.yolo_candidates(maps, anchors, size_hw, threshold, scale_xy, softmax)
     height, width = size_hw
     found = []
     for i, (raw, sizes) in enumerate(zip(maps, anchors, strict=True)):
