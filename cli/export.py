@@ -1,5 +1,6 @@
 """`detkit export`: write a model for elsewhere."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +28,14 @@ def export_command(
     half: Annotated[
         bool, typer.Option("--half", help="Store a checkpoint's matrices and kernels as float16: half the size.")
     ] = False,
+    truncate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R1,R2",
+            help="Keep so many singular values of each fully connected layer of Fast or Faster R-CNN.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a model with its class names and weights: as one checkpoint, as Darknet's files, or for torchvision."""
     from detkit.errors import DetkitError
@@ -37,8 +46,10 @@ def export_command(
     suffix = {"checkpoint": ".safetensors", "darknet": ".cfg", "torchvision": ".pt"}[form]
     if out.suffix != suffix:
         raise DetkitError(f"--out {out}: the name ends in {suffix} with --format {form}")
-    if half and form != "checkpoint":
-        raise DetkitError(f"--half: is for checkpoints; what --format {form} writes holds float32")
+    if truncate is not None and not re.fullmatch(r"[0-9]+(,[0-9]+)*", truncate):
+        raise DetkitError(f"--truncate {truncate}: expected whole numbers such as 1024,256")
+    if (half or truncate) and form != "checkpoint":
+        raise DetkitError(f"{'--half' if half else '--truncate'}: is for checkpoints, not for --format {form}")
     if form == "darknet":
         for line in export_darknet(out, model, weights):
             print(f"note: {line}", file=sys.stderr)
@@ -47,7 +58,9 @@ def export_command(
         if out.exists():
             raise DetkitError(f"--out {out}: exists already; name a file that does not")
         if form == "checkpoint":
-            export_checkpoint(out, model, weights, half=half)
+            export_checkpoint(
+                out, model, weights, half=half, truncate=[int(rank) for rank in (truncate or "").split(",") if rank]
+            )
         else:
             theirs = export_torchvision(out, model, weights)
             print(f"note: its layers are those of torchvision.models.detection.{theirs}", file=sys.stderr)

@@ -54,8 +54,6 @@ def require_precision(precision: str, device: torch.device) -> None:
 
 def for_inference(network: nn.Module, device: torch.device, precision: Precision = "fp32") -> None:
     """Prepare a network, in place, to run fast: batch norm folded, channels last, convolutions in the precision."""
-    if isinstance(network, Detector):
-        network.compress()
     fold_batch_norm(network)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision != "fp32":

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,9 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     report: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "detect": [

@@ -42,9 +42,6 @@ class Detector(nn.Module, ABC):
         """What `forward` reads of a batch: its pictures, and for some detectors more."""
         return (batch.images,)
 
-    def compress(self) -> None:
-        """Make the network smaller, in place, as its config wants it for inference; by default nothing."""
-
     def candidates(self, raw: Any, selection: Selection) -> Candidates:
         """What selection chooses from: what `decode` gives, or more of the labels that are asked for."""
         return self.decode(raw, selection.score)

@@ -241,10 +241,6 @@ class FasterRCNN(Detector):
         proposals = self.propose(said, anchors, limits, self.config.rpn.training)
         return terms | self.head.losses(maps, proposals, targets, self.config.loss.roi)
 
-    def compress(self) -> None:
-        """Truncate the fully connected layers to `head.truncate` singular values."""
-        self.head.truncate()
-
     def proposals(self, batch: Batch, numbers: ProposalLayer) -> Candidates:
         """What the RPN proposes, by itself: boxes in pixels of the network's input, best first."""
         _, levels = self._maps(batch.images)

@@ -63,3 +63,48 @@ def test_numbers_beyond_half_precision_are_named(trained: Path, tmp_path: Path) 
     with pytest.raises(DetkitError, match=r"heads\.0\.weight: holds numbers beyond 65504"):
         export_checkpoint(tmp_path / "small.safetensors", trained, half=True)
     assert not (tmp_path / "small.safetensors").exists()
+
+
+def faster_rcnn(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tree = TREE | {
+        "detector": {
+            "name": "faster_rcnn",
+            "backbone": {"name": "darknet_tiny"},
+            "strides": [16],
+            "anchors": {"sizes": [[32]], "ratios": [1]},
+            "head": {"pooling": {"size": 3}, "widths": [32, 24]},
+        }
+    }
+    config = ModelConfig.model_validate(tree)
+    detector = build_detector(config).eval()
+    header = Header(config.model_dump(mode="json"), ("cat", "dog"), {"AP": 0.5})
+    save_checkpoint(folder / "faster.safetensors", detector.state_dict(), header)
+    return folder / "faster.safetensors"
+
+
+def test_layers_are_truncated_to_their_largest_singular_values(tmp_path: Path) -> None:
+    path = faster_rcnn(tmp_path)
+    images = torch.rand(1, 3, 64, 96)
+    whole = load(path, device="cpu").detector(images)
+    for ranks, alike in (((32, 24), True), ((4, 4), False)):
+        small = tmp_path / f"{ranks[0]}.safetensors"
+        export_checkpoint(small, path, truncate=ranks)
+        header = read_header(small)
+        assert header.config["detector"]["head"]["truncate"] == list(ranks)
+        assert header.metrics == {}  # measured on another network
+        logits = load(small, device="cpu").detector(images).logits
+        assert torch.allclose(logits, whole.logits, atol=1e-5) == alike
+        assert (small.stat().st_size < path.stat().st_size) == (not alike)
+    with pytest.raises(DetkitError, match=r"4\.safetensors is truncated already, to \[4, 4\]"):
+        export_checkpoint(tmp_path / "smaller.safetensors", tmp_path / "4.safetensors", truncate=(2, 2))
+
+
+def test_what_cannot_be_truncated_is_named(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(DetkitError, match=r"trained\.safetensors has none"):
+        export_checkpoint(tmp_path / "small.safetensors", trained, truncate=(4,))
+    path = faster_rcnn(tmp_path)
+    for ranks in ((4,), (4, 0)):
+        with pytest.raises(DetkitError, match="has 2 fully connected layers, each of which needs a number above 0"):
+            export_checkpoint(tmp_path / "small.safetensors", path, truncate=ranks)
+    assert not (tmp_path / "small.safetensors").exists()

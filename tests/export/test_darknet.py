@@ -435,6 +435,8 @@ def test_no_file_is_written_over(suffix: str, run: Any, tmp_path: Path) -> None:
         (["--format", "darknet", "--out", "b.weights"], "--out b.weights: the name ends in .cfg with --format darknet"),
         (["--out", "b.cfg"], "--out b.cfg: the name ends in .safetensors with --format checkpoint"),
         (["--format", "darknet", "--out", "b.cfg", "--half"], "--half: is for checkpoints"),
+        (["--format", "torchvision", "--out", "b.pt", "--truncate", "4,4"], "--truncate: is for checkpoints"),
+        (["--out", "b.safetensors", "--truncate", "4;4"], "--truncate 4;4: expected whole numbers such as 1024,256"),
     ],
 )
 def test_options_that_do_not_fit_are_named(arguments: list[str], message: str, run: Any) -> None:
