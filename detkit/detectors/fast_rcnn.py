@@ -149,7 +149,8 @@ class RoIHead(nn.Module):
         self.layers = nn.ModuleList()
         width = channels * config.pooling.size**2
         for width_out, rank in zip_longest(config.widths, config.truncate):
-            self.layers.append(_factors(width, width_out, rank) if rank else nn.Linear(width, width_out))
+            layer = nn.Sequential(*_factors(width, width_out, rank)) if rank else nn.Linear(width, width_out)
+            self.layers.append(layer)
             width = width_out
         self.score = _linear(width, num_classes + 1, 0.01)
         self.delta = _linear(width, num_classes * 4, 0.001)
@@ -185,17 +186,17 @@ def truncated(layer: nn.Linear, rank: int) -> nn.Sequential:
     The first has the weights Σ Vᵀ and no biases, the second U and the biases: rank · (in + out) products in place of
     in · out. No approximation is nearer to W in the sum of squares. Section 3.1.
     """
-    factors = _factors(layer.in_features, layer.out_features, rank)
-    rank = len(factors[0].weight)
+    first, second = _factors(layer.in_features, layer.out_features, rank)
+    rank = first.out_features
     u, s, v = torch.linalg.svd(layer.weight.detach().float(), full_matrices=False)
-    factors[0].weight.data, factors[1].weight.data = s[:rank, None] * v[:rank], u[:, :rank].contiguous()
-    factors[1].bias.data = layer.bias.detach().clone()
-    return factors
+    first.weight.data, second.weight.data = s[:rank, None] * v[:rank], u[:, :rank].contiguous()
+    second.bias.data = layer.bias.detach().clone()
+    return nn.Sequential(first, second)
 
 
-def _factors(width: int, width_out: int, rank: int) -> nn.Sequential:
+def _factors(width: int, width_out: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
     rank = min(rank, width, width_out)
-    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width_out))
+    return nn.Linear(width, rank, bias=False), nn.Linear(rank, width_out)
 
 
 @torch.no_grad()
