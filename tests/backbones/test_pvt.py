@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.backbones.pvt import PVTLarge, PVTMedium, PVTSmall, PVTTiny
+from detkit.classify.classifier import Classifier
 
 WIDTHS, HEADS, RATIOS, REDUCTIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 8, 4, 4), (8, 4, 2, 1)
 
@@ -60,6 +61,16 @@ def test_names_parameters_and_cost_are_the_papers(body, depths, parameters, mill
     assert total == parameters
     assert round(total / 1e6, 1) == millions
     assert counter.get_total_flops() / 2e9 == pytest.approx(gflops, abs=0.05)  # the paper counts multiply-adds
+
+
+def test_a_released_checkpoint_loads_strictly_as_a_classifier() -> None:
+    with torch.device("meta"):
+        network = Classifier(PVTTiny((32,)), 1000, pool="token", norm=True)
+        checkpoint = {name: torch.empty(shape) for name, shape in released((2, 2, 2, 2)).items()}
+    named = {name if name.startswith(("norm.", "head.")) else f"backbone.{name}": x for name, x in checkpoint.items()}
+    own = {name: x for name, x in network.state_dict().items() if not name.startswith("normalize.")}
+    assert {name: x.shape for name, x in named.items()} == {name: x.shape for name, x in own.items()}
+    assert set(network.backbone.taken_from(checkpoint)) == set(network.backbone.state_dict())
 
 
 def literal(network: PVTTiny, images: Tensor) -> tuple[list[Tensor], Tensor]:
