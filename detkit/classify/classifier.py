@@ -19,7 +19,6 @@ from detkit.backbones import BackboneConfig
 from detkit.backbones.base import Backbone, WholeNetwork
 from detkit.backbones.darknet import DarknetBackbone
 from detkit.backbones.layers import ACTIVATIONS
-from detkit.backbones.timm import TimmBackbone
 from detkit.config import Strict
 from detkit.detectors.base import Normalize
 from detkit.errors import DetkitError
@@ -69,7 +68,7 @@ class Classifier(nn.Module):
         activation: str = "linear",
     ) -> None:
         super().__init__()
-        tokens = backbone.class_tokens if isinstance(backbone, TimmBackbone) else 0
+        tokens = backbone.class_tokens if isinstance(backbone, Backbone) else 0
         if pool == "token" and not tokens:
             raise DetkitError("classifier.pool: the backbone has no class token; take `features`")
         self.num_classes = num_classes
@@ -103,7 +102,7 @@ class Classifier(nn.Module):
             scores = self.backbone(images)
             return scores
         if self.pool == "token":
-            assert isinstance(self.backbone, TimmBackbone)
+            assert isinstance(self.backbone, Backbone)
             tokens = self.dropout(self.norm(self.backbone.tokens(images)))
             layers = [self.head] if self.head_dist is None else [self.head, self.head_dist]
             return torch.stack([layer(tokens[:, i]) for i, layer in enumerate(layers)], 1)
