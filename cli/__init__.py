@@ -13,6 +13,7 @@ from detkit import __version__
 from detkit.errors import DetkitError
 
 from .anchors import anchors_command
+from .benchmark import benchmark_command
 from .classify import classify_command
 from .detect import detect_command
 from .eval import eval_command
@@ -35,6 +36,7 @@ app.command("train")(train_command)
 app.command("export")(export_command)
 app.command("anchors")(anchors_command)
 app.command("propose")(propose_command)
+app.command("benchmark")(benchmark_command)
 
 
 def _print_version(wanted: bool) -> None:

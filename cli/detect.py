@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Batch, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
+from .options import Batch, Compile, CudaGraphs, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
 
 if TYPE_CHECKING:
     from detkit.predict.predictor import Result
@@ -40,6 +40,8 @@ def detect_command(
     ] = False,
     device: Device = "auto",
     precision: Precision = "fp32",
+    compiled: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     batch: Batch = 8,
     resize: Resize = None,
     max_pixels: MaxPixels = None,
@@ -78,7 +80,15 @@ def detect_command(
     from detkit.predict.sources import Failure
     from detkit.predict.writers import json_line
 
-    detector = load(model, weights, device=device, precision=precision, resize=resize)
+    detector = load(
+        model,
+        weights,
+        device=device,
+        precision=precision,
+        resize=resize,
+        compiled=compiled,
+        cuda_graphs=cuda_graphs,
+    )
     given = {"score": score, "iou": iou, "max_detections": max_detections, "class_agnostic": agnostic or None}
     changes = {key: value for key, value in given.items() if value is not None}
     selection = validate(Selection, detector.selection.model_dump() | changes, "selection")

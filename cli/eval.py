@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Batch, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
+from .options import Batch, Compile, CudaGraphs, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +52,8 @@ def eval_command(
     batch: Batch = 8,
     device: Device = "auto",
     precision: Precision = "fp32",
+    compiled: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     max_pixels: MaxPixels = None,
     resize: Resize = None,
     out: Annotated[
@@ -93,6 +95,8 @@ def eval_command(
         "--max-detections": max_detections,
         "--max-pixels": max_pixels,
         "--resize": resize,
+        "--compile": compiled or None,
+        "--cuda-graphs": cuda_graphs or None,
     }
     if detections is not None:
         for option, value in for_model.items():
@@ -106,6 +110,8 @@ def eval_command(
             "--iou": iou,
             "--max-detections": max_detections,
             "--resize": resize,
+            "--compile": compiled or None,
+            "--cuda-graphs": cuda_graphs or None,
         }
         for option, value in for_detector.items():
             if value is not None:
@@ -123,7 +129,15 @@ def eval_command(
         messages.print(note)
     with results_folder(out) as folder:
         if detections is None:
-            detector = load(model, weights, device=device, precision=precision, resize=resize)
+            detector = load(
+                model,
+                weights,
+                device=device,
+                precision=precision,
+                resize=resize,
+                compiled=compiled,
+                cuda_graphs=cuda_graphs,
+            )
             given = {"score": 0.001 if score is None else score, "max_detections": max_detections or 100}
             given |= {} if iou is None else {"iou": iou}
             selection = validate(Selection, detector.selection.model_dump() | given, "selection")

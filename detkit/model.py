@@ -215,6 +215,7 @@ def load(
     settings: Sequence[str] = (),
     compiled: bool = False,
     cuda_graphs: bool = False,
+    untrained: bool = False,
 ) -> Model:
     """Load a model to detect with.
 
@@ -224,15 +225,21 @@ def load(
     default the released ones, which are downloaded.
     device: `auto` is the GPU where there is one. resize: overrides how a Darknet cfg's pictures are resized.
     settings: `key.subkey=value` overrides of the config. compiled: torch.compile makes the network's code at the first
-    batch. cuda_graphs: its kernels are recorded once for each shape of a batch. Raises DetkitError with one sentence on
-    anything that is off.
+    batch. cuda_graphs: its kernels are recorded once for each shape of a batch. untrained: a config gets random
+    weights, to see how fast it is. Raises DetkitError with one sentence on anything that is off.
     """
     target = choose_device(device)
     require_precision(precision, target)
     if name is None and weights is not None:
         raise DetkitError(f"{weights}: name the config or .cfg that these weights belong to with --model")
     name = name or DEFAULT
-    config, detector = read_model(name, weights, settings)
+    if untrained:
+        if weights is not None:
+            raise DetkitError(f"{weights}: has nothing to load into, since random weights are asked for")
+        config = read_config(str(name), settings)
+        detector = build_detector(config)
+    else:
+        config, detector = read_model(name, weights, settings)
     preprocess = config.preprocess
     if resize is not None:
         preprocess = validate(Preprocess, preprocess.model_dump() | {"mode": resize}, f"--resize {resize}")

@@ -84,7 +84,7 @@ def read_frames(sources: Sequence[Source], max_pixels: int, ahead: int) -> Gener
                 results = read_ahead(repeat(following), _pixels, workers=1, ahead=ahead)
                 yield from results
         else:
-            jobs = (partial(_read, source, max_pixels) for source in group)
+            jobs = (partial(read_still, source, max_pixels) for source in group)
             results = read_ahead(jobs, _pixels, workers=_READERS, ahead=ahead)
             yield from results
 
@@ -134,7 +134,8 @@ def _source(path: Path) -> Source:
     return Source(str(path), fps if 0 < fps <= 1000 else 25.0, max(0, int(frames)))
 
 
-def _read(source: Source, max_pixels: int) -> Frame | Failure:
+def read_still(source: Source, max_pixels: int) -> Frame | Failure:
+    """Read the picture of a source that is no video."""
     try:
         if source.name.startswith("sample:"):
             picture = sample_picture(source.name.removeprefix("sample:"))

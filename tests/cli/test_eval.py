@@ -159,6 +159,7 @@ def test_bad_detections(
         (["--data", "sample:shapes", "--detections", "b.json", "--score", "0.3"], "--score is for a model"),
         (["--data", "sample:shapes", "--detections", "b.json", "--iou", "0.3"], "--iou is for a model"),
         (["--data", "sample:shapes", "--detections", "b.json", "--max-pixels", "9"], "--max-pixels is for a model"),
+        (["--data", "sample:shapes", "--detections", "b.json", "--compile"], "--compile is for a model"),
         (["--data", "sample:shapes", "--detections", "b.json", "--match-iou", "0.3"], "--match-iou belongs to"),
         (["--data", "sample:shapes", "--detections", "b.json"], "b.json: cannot be read: No such file"),
         (["--data", "nowhere", "--detections", "b.json"], "nowhere: no such file or folder"),
