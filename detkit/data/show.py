@@ -1,4 +1,4 @@
-"""A training batch as one picture to look at: what the network is shown, with the boxes it is to learn."""
+"""Pictures as tiles on one sheet to look at: what a network learns from, and what it finds over what is true."""
 
 from __future__ import annotations
 
@@ -11,56 +11,96 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from detkit.draw import Color, class_color, text_color
-from detkit.structures import Batch, Target
+from detkit.draw import Color, class_color, draw, text_color
+from detkit.structures import Batch, Detections, Target
 
 Box = list[int]  # the first and last pixel: x1, y1, x2, y2
 
-_MOST = 16  # pictures on a sheet
+MOST = 16  # pictures on a sheet
 _TILE = 416  # pixels of a tile's longer side
 _GAP = 6
 _GROUND = (24, 24, 27)
+_WHITE = (255, 255, 255)
 _LINE = 2
 
 
-def batch_mosaic(batch: Batch, targets: Sequence[Target], classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw the first 16 pictures of a batch on one sheet [H, W, 3] RGB, with boxes and class names.
+def batch_tiles(batch: Batch, targets: Sequence[Target], classes: Sequence[str]) -> list[Image.Image]:
+    """Draw each picture of a batch with its boxes and class names, for `sheet`.
 
     Boxes that are to be ignored (crowd, difficult) are dashed. A name stands where no larger box's name stands.
     """
-    tiles = [
-        _tile((image * 255).round().byte().permute(1, 2, 0).numpy(force=True), target.to("cpu"), classes)
-        for image, target in zip(batch.images[:_MOST], targets[:_MOST], strict=True)
-    ]
-    width, height = tiles[0].size
+    tiles = []
+    for image, target in zip(batch.images, targets, strict=True):
+        tile, scale = _tile((image * 255).round().byte().permute(1, 2, 0).numpy(force=True))
+        objects = _objects(target.to("cpu"), scale, classes)
+        pen = ImageDraw.Draw(tile, "RGBA")
+        for corners, name, ignored in objects:
+            _outline(pen, corners, class_color(name), dashed=ignored)
+        _name(pen, objects, tile.size)
+        tiles.append(tile)
+    return tiles
+
+
+def prediction_tile(
+    picture: NDArray[np.uint8], truth: Target, truth_classes: Sequence[str], found: Detections, classes: Sequence[str]
+) -> Image.Image:
+    """Draw what was found in a picture [H, W, 3], and over it what is true: its boxes are dashed white.
+
+    Both have their classes' colours; the names of the truth stand in white at the foot of its boxes.
+    """
+    tile, scale = _tile(picture)
+    placed = Detections(found.boxes * scale, found.scores, found.labels, (tile.height, tile.width))
+    tile = Image.fromarray(draw(np.asarray(tile), placed, classes))
+    objects = _objects(truth, scale, truth_classes)
+    pen = ImageDraw.Draw(tile, "RGBA")
+    for corners, name, _ in objects:
+        _outline(pen, corners, class_color(name), dashed=False)
+        _outline(pen, corners, _WHITE, dashed=True)
+    _name(pen, objects, tile.size, foot=True)
+    return tile
+
+
+def sheet(tiles: Sequence[Image.Image], legend: str = "") -> NDArray[np.uint8]:
+    """Lay tiles out in rows on one sheet [H, W, 3] RGB, each in the middle of its cell, below a line of text."""
+    width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles), strict=True))
     columns = math.ceil(math.sqrt(len(tiles) * height / width))
     rows = math.ceil(len(tiles) / columns)
-    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _GROUND)
+    top = _GAP + (sum(_font().getmetrics()) + _GAP if legend else 0)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, top + rows * (height + _GAP)), _GROUND)
+    ImageDraw.Draw(sheet).text((_GAP, _GAP), legend, fill=_WHITE, font=_font())
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
-        sheet.paste(tile, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
+        left, above = (width - tile.width) // 2, (height - tile.height) // 2
+        sheet.paste(tile, (_GAP + column * (width + _GAP) + left, top + row * (height + _GAP) + above))
     return np.array(sheet)
 
 
-def _tile(pixels: NDArray[np.uint8], target: Target, classes: Sequence[str]) -> Image.Image:
+def _tile(pixels: NDArray[np.uint8]) -> tuple[Image.Image, float]:
+    """Bring a picture to a tile's size; return by what its sides were multiplied."""
     height, width = pixels.shape[:2]
     scale = _TILE / max(height, width)
-    tile = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(tile, "RGBA")
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), scale
+
+
+def _objects(target: Target, scale: float, classes: Sequence[str]) -> list[tuple[Box, str, bool]]:
+    """Return each object's corners on a tile, its class's name and whether it is to be ignored, large ones first."""
     boxes = (target.boxes * scale).numpy().round().astype(int)
     boxes[:, 2:] = np.maximum(boxes[:, 2:] - 1, boxes[:, :2])  # the last pixel inside
-    large_first = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable").tolist()
-    ignored = (target.crowd | target.difficult).tolist()
-    labels, corners = target.labels.tolist(), boxes.tolist()
-    for i in large_first:
-        _outline(pen, corners[i], class_color(classes[labels[i]]), dashed=ignored[i])
+    names = [classes[label] for label in target.labels.tolist()]
+    objects = list(zip(boxes.tolist(), names, (target.crowd | target.difficult).tolist(), strict=True))
+    return sorted(objects, key=lambda found: -(found[0][2] - found[0][0]) * (found[0][3] - found[0][1]))
+
+
+def _name(
+    pen: ImageDraw.ImageDraw, objects: Sequence[tuple[Box, str, bool]], size: tuple[int, int], *, foot: bool = False
+) -> None:
     tags: list[Box] = []
-    for i in large_first:
-        tag = _tag_place(corners[i], classes[labels[i]], tile.size)
-        if corners[i][2] - corners[i][0] > (tag[2] - tag[0]) / 2 and not any(_touch(tag, other) for other in tags):
+    for corners, name, _ in objects:
+        tag = _tag_place(corners, name, size, foot=foot)
+        if corners[2] - corners[0] > (tag[2] - tag[0]) / 2 and not any(_touch(tag, other) for other in tags):
             tags.append(tag)
-            _tag(pen, tag, classes[labels[i]], class_color(classes[labels[i]]))
-    return tile
+            _tag(pen, tag, name, _WHITE if foot else class_color(name))
 
 
 def _outline(pen: ImageDraw.ImageDraw, corners: Box, color: Color, *, dashed: bool) -> None:
@@ -78,11 +118,13 @@ def _outline(pen: ImageDraw.ImageDraw, corners: Box, color: Color, *, dashed: bo
             pen.rectangle((x, y, min(x + _LINE - 1, x2), min(y + dash - 1, y2)), fill=color)
 
 
-def _tag_place(corners: Box, name: str, size: tuple[int, int]) -> Box:
-    """Above the box, or inside at its top where the tile ends."""
-    x1, y1, _, _ = corners
+def _tag_place(corners: Box, name: str, size: tuple[int, int], *, foot: bool) -> Box:
+    """Above the box, or inside at its top where the tile ends; or inside at its foot."""
+    x1, y1, _, y2 = corners
     w, h = round(_font().getlength(name)) + 6, sum(_font().getmetrics())
     left, top = max(0, min(x1, size[0] - w)), y1 - h if y1 >= h else y1
+    if foot:
+        top = max(0, min(y2 + 1, size[1]) - h)
     return [left, top, left + w - 1, top + h - 1]
 
 

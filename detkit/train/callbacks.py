@@ -18,13 +18,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from detkit.data.sample import Dataset
-from detkit.data.show import batch_mosaic
-from detkit.draw import draw
+from detkit.data.show import MOST, batch_tiles, prediction_tile, sheet
 from detkit.files import explained, write_atomically
 from detkit.train.config import AnyTrainConfig, model_tree
 from detkit.train.module import Row, Training
@@ -56,6 +56,7 @@ class Record(Checkpoint):
         self.classes = tuple(config.classes)
         self._job = job
         self._evaluated = evaluated
+        self._first: list[Image.Image] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the TensorBoard log, and make a run that is stopped in its first epoch one that can go on."""
@@ -71,11 +72,12 @@ class Record(Checkpoint):
             self._save_state(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Draw the first batch of the run."""
-        if trainer.current_epoch == 0 and batch_idx == 0:
+        """Draw the first pictures that the run learns."""
+        if trainer.current_epoch == 0 and len(self._first) < MOST:
             pictures, targets, *_ = batch
-            mosaic = batch_mosaic(pictures.to("cpu"), [target.to("cpu") for target in targets], self.classes)
-            _write_picture(self.folder / "first_batches.png", mosaic)
+            self._first += batch_tiles(pictures, targets, self.classes)
+            if len(self._first) >= MOST or batch_idx + 1 == trainer.num_training_batches:
+                _write_picture(self.folder / "first_batches.png", sheet(self._first[:MOST]))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,10 +94,12 @@ class Record(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what is found in the first pictures of the evaluation."""
         assert isinstance(pl_module, Training)
-        tiles = [
-            draw(self._evaluated.samples[index].read(), found, self.classes) for index, found in pl_module.task.examples
-        ]
-        _write_picture(self.folder / "validation_predictions.png", _grid(tiles))
+        tiles = []
+        for index, found in pl_module.task.examples:
+            sample = self._evaluated.samples[index]
+            truth = sample.target(), self._evaluated.classes
+            tiles.append(prediction_tile(sample.read(), *truth, found, self.classes))
+        _write_picture(self.folder / "validation_predictions.png", sheet(tiles, pl_module.task.legend))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write metrics, curves and weights of the epoch, then the state."""
@@ -238,20 +242,6 @@ def plot_history(history: Sequence[Row]) -> Figure:
 
 def _losses(terms: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
-
-
-def _grid(pictures: Sequence[NDArray[np.uint8]], side: int = 320, columns: int = 4) -> NDArray[np.uint8]:
-    """Lay pictures out in rows, each fitted into a square."""
-    rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * side, min(columns, len(pictures)) * side, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        scale = side / max(picture.shape[:2])
-        height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
-        top, left = number // columns * side, number % columns * side
-        canvas[top : top + height, left : left + width] = cv2.resize(
-            picture, (width, height), interpolation=cv2.INTER_AREA
-        )
-    return canvas
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

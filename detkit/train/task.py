@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from detkit.classify.classifier import Classifier
 from detkit.classify.losses import Mixing, classifier_losses
 from detkit.data.loader import EvaluationBatch
+from detkit.data.show import MOST
 from detkit.detectors.base import Detector
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.evaluate.classify import METRICS as CLASSIFICATION
@@ -34,7 +35,7 @@ HEADLINES = ("AP", "AP50", "top1", "top5")
 
 Network = Detector | Classifier
 
-_EXAMPLES = 16
+_FEW = 3  # boxes that are shown beyond as many as there are objects, or where none is sure
 
 
 def headlines(row: Mapping[str, float | None]) -> list[str]:
@@ -47,12 +48,10 @@ class Task(ABC):
     """What a batch teaches a network, and how good it is.
 
     An evaluation is `begin`, `update` for each batch, `scores`. examples: of the last evaluation the first pictures, by
-    the index of their sample, and what was found in them.
+    the index of their sample, and what was found in them. legend: what pictures of them show.
     """
 
-    metric: ClassVar[str]
-    """A number that every evaluation gives."""
-
+    legend: str
     examples: list[tuple[int, Detections]]
 
     @abstractmethod
@@ -79,8 +78,6 @@ class Detection(Task):
     pictures by their index. teacher: gives the raw maps of a model to learn from. threshold: of scores in the examples.
     """
 
-    metric = "AP"
-
     def __init__(
         self,
         selection: Selection,
@@ -94,6 +91,10 @@ class Detection(Task):
         self._image_ids = image_ids
         self._teacher = teacher
         self._threshold = threshold
+        self.legend = (
+            f"dashed: the truth; plain: what is found with a score above {threshold:g}, of at most {_FEW} more objects "
+            f"than there are, or else the {_FEW} surest"
+        )
 
     def losses(self, network: Detector, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
         """Return the detector's loss terms; from a teacher it learns more."""
@@ -108,13 +109,15 @@ class Detection(Task):
 
     def update(self, network: Detector, batch: EvaluationBatch) -> None:
         """Detect in a batch of pictures."""
-        pictures, _, placements, indices = batch
+        pictures, targets, placements, indices = batch
         found = network.detect(pictures, self._selection)
-        for number, detections, placement in zip(indices, found, placements, strict=True):
+        for number, target, detections, placement in zip(indices, targets, found, placements, strict=True):
             placed = placement.restore(detections)
             self._evaluator.update(self._image_ids[number], placed)
-            if len(self.examples) < _EXAMPLES:
-                self.examples.append((number, placed[placed.scores > self._threshold]))
+            if len(self.examples) < MOST:
+                sure = placed[placed.scores > self._threshold]
+                shown = sure[: len(target.boxes) + _FEW] if len(sure) else placed[:_FEW]
+                self.examples.append((number, shown))
 
     def scores(self, processes: int) -> dict[str, float | None]:
         """Return COCO's numbers."""
@@ -132,7 +135,7 @@ class Classification(Task):
     classes: their names. teacher: gives the scores [B, C] of a model to learn from, as `train.distillation` asks.
     """
 
-    metric = "top1"
+    legend = "dashed: the truth; plain: the surest class"
 
     def __init__(
         self, classes: tuple[str, ...], train: TrainClassifier, teacher: Callable[[Tensor], Tensor] | None = None
@@ -165,7 +168,7 @@ class Classification(Task):
         self._evaluator.update(scores, torch.cat([target.labels for target in targets]))
         best, labels = scores.softmax(1).cpu().max(1)
         for row, (number, placement) in enumerate(zip(indices, placements, strict=True)):
-            if len(self.examples) < _EXAMPLES:
+            if len(self.examples) < MOST:
                 height, width = placement.picture
                 whole = torch.tensor([[0.0, 0.0, width, height]])
                 found = Detections(whole, best[row : row + 1], labels[row : row + 1], placement.picture)

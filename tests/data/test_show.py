@@ -1,8 +1,9 @@
 import numpy as np
 import torch
 
-from detkit.data.show import batch_mosaic
-from detkit.structures import Batch, Target
+from detkit.data.show import batch_tiles, prediction_tile, sheet
+from detkit.draw import class_color
+from detkit.structures import Batch, Detections, Target
 
 
 def target(boxes, labels=None, crowd=()):
@@ -15,7 +16,7 @@ def target(boxes, labels=None, crowd=()):
 def test_boxes_are_drawn_where_they_are() -> None:
     batch = Batch(torch.full((1, 3, 208, 208), 0.5), torch.tensor([[208, 208]]))
     plain, drawn, dashed = (
-        batch_mosaic(batch, [target(boxes, None, crowd)], ["a"]).astype(int)
+        sheet(batch_tiles(batch, [target(boxes, None, crowd)], ["a"])).astype(int)
         for boxes, crowd in (([], ()), ([[20, 50, 80, 100]], ()), ([[20, 50, 80, 100]], [True]))
     )
     assert plain.shape == (428, 428, 3)
@@ -28,8 +29,32 @@ def test_boxes_are_drawn_where_they_are() -> None:
     assert 0.3 < left_edge.mean() < 0.7
 
 
-def test_a_batch_of_any_size_fits_on_the_sheet() -> None:
-    for count, shape in ((1, (428, 428, 3)), (5, (850, 1272, 3)), (20, (1694, 1694, 3))):
+def test_pictures_of_any_size_fit_on_the_sheet() -> None:
+    for count, shape in ((1, (428, 428, 3)), (5, (850, 1272, 3)), (16, (1694, 1694, 3))):
         batch = Batch(torch.rand(count, 3, 64, 64), torch.full((count, 2), 64))
         targets = [target([[0, 0, 64, 64], [60, 60, 64, 64], [3, 3, 3.2, 3.2]], [0, 1, 2])] * count
-        assert batch_mosaic(batch, targets, ["a", "b", "long name " * 9]).shape == shape
+        tiles = batch_tiles(batch, targets, ["a", "b", "long name " * 9])
+        assert sheet(tiles).shape == shape
+        assert shape[0] < sheet(tiles, "a line above").shape[0] < shape[0] + 30
+    wide, square = (
+        batch_tiles(Batch(torch.full((1, 3, height, 128), shade), torch.tensor([[height, 128]])), [target([])], [])
+        for height, shade in ((32, 1.0), (128, 0.5))
+    )
+    laid = sheet([*wide, *square])
+    white = np.argwhere((laid == 255).all(-1))
+    assert (white.min(0).tolist(), white.max(0).tolist()) == ([6 + 156, 6], [6 + 156 + 103, 6 + 415])  # in the middle
+
+
+def test_what_is_found_is_plain_and_what_is_true_dashed_over_it() -> None:
+    picture, classes = np.full((208, 208, 3), 90, np.uint8), ("cat", "dog")
+    found = Detections(torch.tensor([[40.0, 40, 100, 120]]), torch.tensor([0.9]), torch.tensor([1]), (208, 208))
+    truth = target([[40, 40, 100, 120], [150, 20, 200, 60]], [0, 0])
+    tile = np.asarray(prediction_tile(picture, truth, ("dog", "cat"), found, classes))
+    dog, white = class_color("dog"), (255, 255, 255)
+    for column, rows in ((80, slice(100, 200)), (300, slice(60, 100))):  # left edges, at twice the size
+        line = tile[rows, column]
+        assert {tuple(pixel) for pixel in line.tolist()} == {dog, white}, "one colour of both: it is the same class"
+        assert 0.3 < (line == white).all(-1).mean() < 0.7
+    assert (tile[120 - 24 : 119, 302:330] == 255).all(-1).mean() > 0.2, "the name of the truth stands at its foot"
+    alone = np.asarray(prediction_tile(picture, target([]), classes, found, classes))
+    assert {tuple(pixel) for pixel in alone[100:200, 80].tolist()} == {dog}

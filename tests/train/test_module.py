@@ -1,10 +1,13 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from detkit.errors import DetkitError
 from detkit.model import build_detector
+from detkit.structures import Detections, Target
 from detkit.train.config import SGD, Train, TrainConfig, read_train_config
 from detkit.train.module import Training, frozen_modules, parameter_groups
 from detkit.train.task import Detection
@@ -57,3 +60,21 @@ def test_the_best_epoch_is_the_first_of_equal_ones_that_have_a_score(options: Tr
     training.history.append({"epoch": 7})
     assert training.best is training.history[2]
     assert training.scores == [0.0, 0.2, 0.2, 0.1]
+
+
+def test_of_what_is_found_little_more_is_shown_than_is_true(options: TrainConfig) -> None:
+    scores = torch.linspace(0.9, 0.1, 9)
+    found = [
+        Detections(torch.rand(9, 4), scores * share, torch.zeros(9, dtype=torch.int64), (64, 64)) for share in (1, 0.1)
+    ]
+    network = SimpleNamespace(detect=lambda pictures, selection: found)
+    flags = torch.zeros(2, dtype=torch.bool)
+    target = Target(torch.rand(2, 4), torch.zeros(2, dtype=torch.int64), flags, flags)
+    placement = SimpleNamespace(restore=lambda detections: detections)
+    evaluator = SimpleNamespace(update=lambda *_: None)
+    for threshold, shown in ((0.55, [4, 3]), (0.25, [5, 3]), (0.01, [5, 5])):
+        task = Detection(options.selection, lambda: evaluator, [0, 1], threshold=threshold)
+        task.begin()
+        task.update(network, (None, [target] * 2, [placement] * 2, [0, 1]))
+        assert [len(example) for _, example in task.examples] == shown
+        assert f"above {threshold:g}" in task.legend
