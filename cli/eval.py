@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Batch, Compile, CudaGraphs, Device, Iou, MaxPixels, Model, Precision, Resize, Weights
+from .options import Batch, Compile, CudaGraphs, Device, Iou, MaxPixels, Model, Precision, Resize, Task, Weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,7 @@ def eval_command(
     ],
     model: Model = None,
     weights: Weights = None,
+    task: Task = None,
     detections: Annotated[
         Path | None, typer.Option(help="Detections made elsewhere, as a COCO result list (.json), in place of --model.")
     ] = None,
@@ -59,7 +60,8 @@ def eval_command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A new or empty folder for metrics.json, detections.json, pr_curves.png and confusion_matrix.png.",
+            help="A new or empty folder for metrics.json, detections.json, pr_curves.png and confusion_matrix.png (of "
+            "a classifier metrics.json, confusion_matrix.png and reliability.png).",
             show_default="runs/eval/<n>, the next free number",
         ),
     ] = None,
@@ -76,7 +78,7 @@ def eval_command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from detkit.classify.model import is_classifier
+    from detkit.classify.model import is_classifier, require_task
     from detkit.config import validate
     from detkit.data.dataset import load_dataset
     from detkit.data.picture import MAX_PIXELS
@@ -102,6 +104,7 @@ def eval_command(
         for option, value in for_model.items():
             if value is not None:
                 raise DetkitError(f"{option} is for a model; the detections of --detections are measured as they are")
+    require_task(task, model)
     if detections is None and model is not None and is_classifier(model):
         for_detector = {
             "--metric": None if metric == "coco" else metric,

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import Task
+
 
 def train_command(
     config: Annotated[
@@ -13,10 +15,11 @@ def train_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="A COCO, VOC or YOLO folder, a COCO .json, folders of pictures by class, a .yaml that describes one, "
-            "or sample:shapes. A classifier learns each object with a box as a picture."
+            help="A COCO, VOC or YOLO folder, a COCO .json, folders of pictures by class, a .csv of paths and labels, "
+            "a .yaml that describes one, or sample:shapes. A classifier learns each object with a box as a picture."
         ),
     ] = None,
+    task: Task = None,
     split: Annotated[str | None, typer.Option(help="The part of the data to learn.", show_default="train")] = None,
     val_split: Annotated[
         str | None, typer.Option(help="The part to evaluate on.", show_default="the validation or test split")
@@ -91,10 +94,12 @@ def train_command(
 
     from rich.console import Console
 
+    from detkit.classify.model import require_task
     from detkit.train.run import Job, Trained, train
     from detkit.train.run import resume as go_on
     from detkit.train.task import headlines
 
+    require_task(task, config if resume is None else resume / "config.yaml")
     console = Console(stderr=True)
     trained: Trained | None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -154,6 +154,19 @@ def is_classifier(name: str | Path | None) -> bool:
         return "classifier" in read_yaml(path)
     shipped = shipped_configs().get(str(name))
     return shipped is not None and "classifier" in read_yaml(shipped)
+
+
+def require_task(task: Literal["detect", "classify"] | None, name: str | Path | None) -> None:
+    """Raise DetkitError when a task was asked for that a model, by default detkit's own detector, is not for."""
+    if task is None or (task == "classify") == is_classifier(name):
+        return
+    if task == "detect":
+        raise DetkitError(f"--task detect: {name} is a classifier, which finds no objects")
+    shipped = ", ".join(known for known in shipped_configs() if is_classifier(known))
+    raise DetkitError(
+        f"--task classify: {name or 'the model that comes with detkit'} is a detector; name a classifier (shipped: "
+        f"{shipped})"
+    )
 
 
 def _require_classifier(tree: dict[str, Any], source: str) -> dict[str, Any]:

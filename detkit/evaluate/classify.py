@@ -1,7 +1,7 @@
 """How good a classifier is: top-1 and top-5 accuracy, loss, calibration, and which class is taken for which.
 
-The expected calibration error is that of On Calibration of Modern Neural Networks (Guo et al., 2017, arXiv 1706.04599),
-eq. 3, with 15 bins of equal width.
+Reliability and expected calibration error are those of On Calibration of Modern Neural Networks (Guo et al., 2017,
+arXiv 1706.04599), section 2 and eq. 3, with 15 bins of equal width.
 Shapes: N pictures, C classes.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,12 +29,12 @@ from detkit.data.picture import MAX_PIXELS
 from detkit.data.relabel import relabel
 from detkit.data.sample import Dataset, count
 from detkit.errors import DetkitError
-from detkit.evaluate.plots import plot_confusion, to_png
+from detkit.evaluate.plots import plot_confusion, plot_reliability, to_png
 from detkit.evaluate.records import Floats, Ints
 from detkit.files import write_atomically
 
 METRICS = ("top1", "top5", "val_loss", "ece")
-FILES = ("metrics.json", "confusion_matrix.png")
+FILES = ("metrics.json", "confusion_matrix.png", "reliability.png")
 
 _BINS = 15
 _READERS = 4
@@ -49,28 +50,58 @@ class ClassScores:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What a classifier's confidence is worth, in the bins (m/15, (m+1)/15] of its confidence.
+
+    pictures [15]: how many the bin has. confidence, accuracy [15]: their mean confidence, and the share that is
+    classified rightly; 0 without pictures.
+    """
+
+    pictures: Ints
+    confidence: Floats
+    accuracy: Floats
+
+    @property
+    def error(self) -> float:
+        """The mean distance of confidence and accuracy over the pictures (eq. 3)."""
+        gaps = np.abs(self.confidence - self.accuracy)
+        return float((gaps * self.pictures).sum() / self.pictures.sum())
+
+    def to_json(self) -> list[dict[str, float]]:
+        """Return the bins that have pictures."""
+        names = ("pictures", "confidence", "accuracy")
+        columns = (getattr(self, name)[self.pictures > 0].tolist() for name in names)
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ClassifierResult:
     """What an evaluation gives.
 
     summary: top1, top5 (the share of pictures whose class is the best, or among the five best scores), val_loss (mean
     cross-entropy) and ece (expected calibration error); None without pictures. per_class: by name. confusion [C, C]
-    counts pictures by true class (rows) and predicted class.
+    counts pictures by true class (rows) and predicted class. calibration: ece, bin by bin.
     """
 
     summary: dict[str, float | None]
     per_class: dict[str, ClassScores]
     confusion: Ints
+    calibration: Calibration
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints and metrics.json holds."""
         names = ("pictures", "top1", "top5")
         classes = {name: {key: getattr(scores, key) for key in names} for name, scores in self.per_class.items()}
-        return {"metric": "classification", **self.summary, "classes": classes}
+        calibration = self.calibration.to_json()
+        return {"metric": "classification", **self.summary, "classes": classes, "calibration": calibration}
 
     def save(self, folder: Path) -> None:
-        """Write metrics.json and confusion_matrix.png."""
-        plot = plot_confusion(self.confusion, list(self.per_class), "Confusion of classes", background=False)
-        contents: tuple[str | bytes, ...] = (json.dumps(self.to_json(), indent=2) + "\n", to_png(plot))
+        """Write metrics.json, confusion_matrix.png and reliability.png."""
+        confusion = plot_confusion(self.confusion, list(self.per_class), "Confusion of classes", background=False)
+        bins = self.calibration
+        reliability = plot_reliability(bins.pictures, bins.confidence, bins.accuracy, self.summary["ece"])
+        text = json.dumps(self.to_json(), indent=2) + "\n"
+        contents: tuple[str | bytes, ...] = (text, to_png(confusion), to_png(reliability))
         for name, content in zip(FILES, contents, strict=True):
             write_atomically(folder / name, content)
 
@@ -99,13 +130,14 @@ class ClassifierEvaluator:
         table = np.concatenate([np.zeros((0, 5)), *self.parts])
         labels, predicted, rank = table[:, :3].astype(np.int64).T
         confidence, loss = table[:, 3:].T
+        calibration = calibrate(confidence, rank == 0)
         summary: dict[str, float | None] = dict.fromkeys(METRICS)
         if len(table):
             summary = {
                 "top1": float((rank == 0).mean()),
                 "top5": float((rank < 5).mean()),
                 "val_loss": float(loss.mean()),
-                "ece": calibration_error(confidence, rank == 0),
+                "ece": calibration.error,
             }
         per_class = {}
         for label, name in enumerate(self._classes):
@@ -114,14 +146,15 @@ class ClassifierEvaluator:
             per_class[name] = ClassScores(len(ranks), *shares)
         confusion = np.zeros((count, count), np.int64)
         np.add.at(confusion, (labels, predicted), 1)
-        return ClassifierResult(summary, per_class, confusion)
+        return ClassifierResult(summary, per_class, confusion, calibration)
 
 
-def calibration_error(confidence: Floats, correct: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
-    """Return the mean distance of confidence [N] and accuracy over 15 bins (m/15, (m+1)/15], by their shares."""
+def calibrate(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
+    """Sort the pictures into bins by their confidence [N], and say how often each bin is correct [N]."""
     bins = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
-    gaps = np.bincount(bins, confidence - correct, _BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    pictures = np.bincount(bins, minlength=_BINS)
+    means = (np.bincount(bins, values, _BINS) / np.maximum(pictures, 1) for values in (confidence, correct))
+    return Calibration(pictures, *means)
 
 
 def evaluate_classifier(

@@ -1,4 +1,4 @@
-"""Pictures of results: precision over recall, and the confusion matrix.
+"""Pictures of results: precision over recall, the confusion matrix, and the reliability of a classifier's confidence.
 
 They are drawn through matplotlib's objects, without its global state, so that they can be drawn anywhere.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -21,6 +22,7 @@ from matplotlib.typing import ColorType
 from detkit.evaluate.records import Floats, Ints
 
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
+_BLUE, _RED, _GREEN = "#3b78b5", "#c0504d", "#4f9d69"
 _FEW, _LISTED = 10, 24
 _LEGIBLE = 200  # classes; more are drawn without names and numbers
 _DASH = 8.0  # points
@@ -124,6 +126,40 @@ def plot_confusion(matrix: Ints, classes: Sequence[str], title: str, *, backgrou
     bar.set_label("Share of the row", color=MUTED, fontsize=max(font, 7))
     bar.ax.tick_params(labelsize=max(font, 7), color=MUTED, labelcolor=MUTED)
     bar.outline.set_visible(False)
+    return figure
+
+
+def plot_reliability(pictures: Ints, confidence: Floats, accuracy: Floats, error: float | None) -> Figure:
+    """Draw how often a classifier is right over how sure it is, and below how many pictures have that confidence.
+
+    pictures, confidence, accuracy [M]: of bins of equal width from 0 to 1, as `Calibration` has them. error: the
+    expected calibration error. A gap's colour says whether the confidence is too high or too low there.
+    """
+    edges = np.linspace(0, 1, len(pictures) + 1)[:-1]
+    some, width = pictures > 0, 1 / len(pictures)
+    bins: Any = {"width": width, "align": "edge", "edgecolor": "white", "linewidth": 0.8}
+    title = "Reliability" if error is None else f"Reliability: expected calibration error {error:.3f}"
+    figure, axes = canvas(5.5, 4.6, title)
+    axes.bar(edges[some], accuracy[some], color=_BLUE, **bins)
+    handles = []
+    for label, color, where in (
+        ("too sure", _RED, some & (confidence > accuracy)),
+        ("not sure enough", _GREEN, some & (confidence < accuracy)),
+    ):
+        gaps = (confidence - accuracy)[where]
+        handles.append(axes.bar(edges[where], gaps, bottom=accuracy[where], color=color, alpha=0.55, **bins))
+        handles[-1].set_label(label)
+    axes.plot((0, 1), (0, 1), color=MUTED, linestyle=(0, (4, 4)), linewidth=1, zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="Share that is right", xticklabels=[])
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.legend(handles=handles, title="mean confidence", frameon=False, loc="upper left", fontsize=9, labelcolor=INK)
+    below = figure.add_axes((0, -0.3, 1, 0.24))
+    below.bar(edges, pictures, color=MUTED, **bins)
+    below.set(xlim=(0, 1), xlabel="Confidence", ylabel="Pictures")
+    below.spines[:].set_visible(False)
+    below.tick_params(color=GRID, labelcolor=MUTED)
+    below.grid(color=GRID, linewidth=0.8, axis="y")
+    below.set_axisbelow(True)
     return figure
 
 

@@ -79,8 +79,8 @@ def test_a_broken_picture_among_others_is_named(run: Run, checkpoint: Path) -> N
 
 
 def test_eval_measures_what_it_knows_and_names_the_rest(run: Run, checkpoint: Path) -> None:
-    options = ("--data", "colors", "--model", str(checkpoint), "--device", "cpu", "--out", "found")
-    code, out, err = run("eval", *options, "--json")
+    options = "--task classify --data colors --device cpu --out found --json".split()
+    code, out, err = run("eval", "--model", str(checkpoint), *options)
     assert code == 0
     result = json.loads(out)
     assert (result["top1"], result["top5"]) == (pytest.approx(2 / 3), 1)
@@ -88,7 +88,8 @@ def test_eval_measures_what_it_knows_and_names_the_rest(run: Run, checkpoint: Pa
     assert result["classes"]["green"] == {"pictures": 1, "top1": 0, "top5": 1}
     assert "1 of 3 classes of the data are unknown to the model: violet" in err
     assert "1 picture whose label is unknown to the model left out" in err
-    assert {path.name for path in Path("found").iterdir()} == {"metrics.json", "confusion_matrix.png"}
+    files = {"metrics.json", "confusion_matrix.png", "reliability.png"}
+    assert {path.name for path in Path("found").iterdir()} == files
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_eval_measures_what_it_knows_and_names_the_rest(run: Run, checkpoint: Pa
     [
         (("eval", "--data", "colors", "--iou", "0.5"), "--iou is for a detector; three.safetensors is a classifier"),
         (("eval", "--data", "colors", "--metric", "voc"), "--metric is for a detector"),
+        (("eval", "--data", "colors", "--task", "detect"), "--task detect: three.safetensors is a classifier"),
         (("detect", "colors/red"), "is a classifier, which finds no objects; `detkit classify` uses it"),
         (("classify", "colors/none.png"), "no such file or folder"),
     ],
@@ -105,3 +107,12 @@ def test_a_mistake_is_one_sentence(run: Run, checkpoint: Path, arguments, messag
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("train", "yolov3_tiny_coco"), ("eval", "--model", "yolov3_tiny_coco"), ("eval",)]
+)
+def test_a_detector_does_not_classify(run: Run, arguments) -> None:
+    code, out, err = run(*arguments, "--task", "classify", "--data", "sample:shapes")
+    assert (code, out) == (2, "")
+    assert "is a detector; name a classifier (shipped: classify_" in err

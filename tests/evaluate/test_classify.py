@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.evaluate.classify import ClassifierEvaluator, calibration_error
-from detkit.evaluate.plots import plot_confusion
+from detkit.evaluate.classify import ClassifierEvaluator, calibrate
+from detkit.evaluate.plots import plot_confusion, plot_reliability
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -50,12 +50,23 @@ def test_loss_and_calibration_by_hand() -> None:
     assert summary["ece"] == pytest.approx(3 / 4 - 2 / 3)
 
 
+def test_reliability_bin_by_bin() -> None:
+    odds = [math.log(3), 0.0]
+    sure = [math.log(99), 0.0]
+    result = evaluator((odds, 0), (odds, 0), (odds, 1), (sure, 0), names=("a", "b")).compute()
+    assert result.to_json()["calibration"] == [
+        {"pictures": 3, "confidence": pytest.approx(0.75), "accuracy": pytest.approx(2 / 3)},
+        {"pictures": 1, "confidence": pytest.approx(0.99), "accuracy": 1},
+    ]
+    assert result.summary["ece"] == pytest.approx((3 * (0.75 - 2 / 3) + 0.01) / 4)
+
+
 def test_calibration_has_fifteen_bins_that_are_closed_above() -> None:
     confidence, correct = np.array([1 / 15, 0.5 / 15, 0.95]), np.array([False, True, True])
     # The first two share a bin: |1.5/15 − 1| of the three; the third is .05 from certain.
-    assert calibration_error(confidence, correct) == pytest.approx(((1 - 0.1) + 0.05) / 3)
+    assert calibrate(confidence, correct).error == pytest.approx(((1 - 0.1) + 0.05) / 3)
     apart = np.array([1 / 15, 1.01 / 15])
-    assert calibration_error(apart, np.array([False, True])) == pytest.approx((1 / 15 + 1 - 1.01 / 15) / 2)
+    assert calibrate(apart, np.array([False, True])).error == pytest.approx((1 / 15 + 1 - 1.01 / 15) / 2)
 
 
 def test_without_pictures_nothing_is_said() -> None:
@@ -68,7 +79,22 @@ def test_what_is_saved(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text())["classes"]["b"] == {
         "pictures": 1, "top1": 0, "top5": 1
     }  # fmt: skip
-    assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("confusion_matrix.png", "reliability.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_reliability_diagram_shows_accuracy_and_gaps() -> None:
+    pictures, confidence, accuracy = np.array([0, 2, 3, 1]), np.array([0, 0.4, 0.7, 0.9]), np.array([0, 0.5, 0.25, 0.9])
+    figure = plot_reliability(pictures, confidence, accuracy, 0.175)
+    axes, below = figure.axes
+    assert "0.175" in axes.get_title(loc="left")
+    bars = [[(bar.get_x(), bar.get_y(), bar.get_height()) for bar in group] for group in axes.containers]
+    assert bars == [
+        [(0.25, 0, 0.5), (0.5, 0, 0.25), (0.75, 0, 0.9)],  # how often it is right
+        [(0.5, 0.25, pytest.approx(0.45))],  # too sure
+        [(0.25, 0.5, pytest.approx(-0.1))],  # not sure enough
+    ]
+    assert [bar.get_height() for bar in below.containers[0]] == [0, 2, 3, 1]
 
 
 def test_a_thousand_classes_fit_a_picture() -> None:
