@@ -146,7 +146,7 @@ def eval_command(
             selection = validate(Selection, detector.selection.model_dump() | given, "selection")
             with warnings.catch_warnings(), Progress(console=messages, disable=not messages.is_terminal) as progress:
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-                task = progress.add_task("evaluating", total=len(dataset))
+                bar = progress.add_task("evaluating", total=len(dataset))
                 evaluation = evaluate_model(
                     detector,
                     dataset,
@@ -157,7 +157,7 @@ def eval_command(
                     batch_size=batch,
                     max_pixels=max_pixels or MAX_PIXELS,
                     say=messages.print,
-                    advance=lambda pictures: progress.advance(task, pictures),
+                    advance=lambda pictures: progress.advance(bar, pictures),
                 )
         else:
             evaluation = evaluate_results(detections, dataset, metric=metric, program=evaluator, match_iou=match_iou)

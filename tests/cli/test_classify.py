@@ -79,7 +79,7 @@ def test_a_broken_picture_among_others_is_named(run: Run, checkpoint: Path) -> N
 
 
 def test_eval_measures_what_it_knows_and_names_the_rest(run: Run, checkpoint: Path) -> None:
-    options = "--task classify --data colors --device cpu --out found --json".split()
+    options = ["--task", "classify", "--data", "colors", "--device", "cpu", "--out", "found", "--json"]
     code, out, err = run("eval", "--model", str(checkpoint), *options)
     assert code == 0
     result = json.loads(out)
