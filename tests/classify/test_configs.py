@@ -9,31 +9,34 @@ from detkit.weights.darknet import darknet_header, load_darknet_weights, save_da
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "parameters"),
+    ("name", "parameters"),
     [
-        ("classify_darknet19_imagenet", [], 20_842_376),
-        ("classify_deit-s_imagenet", [], 22_050_664),
-        (
-            "classify_deit-s_imagenet",
-            ["classifier.backbone.name=timm/deit_small_distilled_patch16_224"],
-            22_436_432,
-        ),
+        ("convnext-t", 28_589_128),
+        ("darknet19", 20_842_376),
+        ("deit-s", 22_050_664),
+        ("deit-s-distilled", 22_436_432),
+        ("densenet121", 7_978_856),
+        ("googlenet", 13_004_888),
+        ("resnet50", 25_557_032),
+        ("swin-t", 28_288_354),
+        ("vit-b", 86_567_656),
     ],
 )
-def test_parameters_are_the_papers(name, settings, parameters) -> None:
+def test_parameters_are_the_papers(name, parameters) -> None:
     classes = f"classes=[{', '.join(f'c{i}' for i in range(1000))}]"
     with torch.device("meta"):
-        network = build_classifier(read_classifier_config(name, [classes, *settings]))
+        network = build_classifier(read_classifier_config(f"classify_{name}_imagenet", [classes]))
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 def test_the_small_one_costs_what_its_header_says() -> None:
-    config = read_classifier_config("classify_tiny_coco")
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    config = read_classifier_config("classify_fasternet_coco")
+    with torch.device("meta"):
         network = build_classifier(config)
-        network(torch.zeros(1, 3, *config.preprocess.size))
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(6.4, abs=0.05)
-    assert counter.get_total_flops() / 1e9 == pytest.approx(0.2, abs=0.005)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, *config.preprocess.size))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(2.2, abs=0.05)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(0.12, abs=0.005)
 
 
 def test_darknets_weights_are_the_classifiers(tmp_path) -> None:
