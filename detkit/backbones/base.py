@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +37,7 @@ class Network(nn.Module, ABC):
         """The stages in the order of the computation, for freezing the first of them.
 
         A stage is what `stages`, `layers` or `blocks` number. What precedes one, such as a stem, belongs to it, and
-        what follows the last belongs to the last.
+        what follows the last belongs to the last. Of a network without such numbers, as VGG, max-pools part them.
         """
         stages: list[nn.ModuleList] = []
         before: list[nn.Module] = []
@@ -48,7 +49,10 @@ class Network(nn.Module, ABC):
                 before.append(module)
         if stages:
             stages[-1].extend(before)
-        return stages
+            return stages
+        layers = [module for module in self.modules() if not list(module.children())]
+        pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        return [nn.ModuleList(layers[a:b]) for a, b in pairwise([0, *pools, len(layers)])] if pools else []
 
 
 class Backbone(Network):

@@ -11,6 +11,7 @@ from detkit.backbones import BackboneConfig, build_backbone
         ("timm/resnet18", 4, {"conv1", "bn1", "layer1"}),
         ("timm/swin_tiny_patch4_window7_224", 4, {"patch_embed", "layers_0"}),
         ("timm/deit_tiny_patch16_224", 12, {"patch_embed", "blocks"}),
+        ("vgg16", 6, {"features_0", "features_2"}),
         ("timm/mobilenetv3_small_100", 6, {"conv_stem", "bn1", "blocks"}),
     ],
 )
