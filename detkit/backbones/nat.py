@@ -23,7 +23,7 @@ from detkit.backbones.common import declare, first_weights
 
 try:
     _functional: Any = import_module("natten.functional")
-except ImportError:
+except (ImportError, RuntimeError):  # natten raises the latter where it was built for a GPU that is not there
     _functional = None
 NATTEN: Any = _functional if hasattr(_functional, "na2d_qk") else None  # since 0.20 its kernels know no bias
 

@@ -98,21 +98,17 @@ def test_stages_come_from_the_picture_on_and_leave_nothing_out(name) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STRIDES)
-def test_compiled_and_exported_they_give_the_same(name) -> None:
+def test_captured_as_one_graph_and_exported_they_give_the_same(name) -> None:
     torch.manual_seed(0)
-    network = backbone(name).eval()
+    network = backbone(name, STRIDES[name][:2]).eval()  # the first levels hold every kind of layer
     images = torch.randn(1, 3, 64, 96)
-    # NAT's and PVT's first levels hold every kind of layer; the compiler needs a minute for all of them.
-    part = backbone(name, STRIDES[name][:1]).eval()
     with torch.no_grad():
         plain = network(images)
         exported = torch.export.export(network, (images,)).module()(images)
         graph = torch.compile(network, fullgraph=True, backend="aot_eager")(images)
-        small, compiled = part(images), torch.compile(part, fullgraph=True)(images)
     for expected, *others in zip(plain, exported, graph, strict=True):
         for other in others:
             torch.testing.assert_close(other, expected)
-    torch.testing.assert_close(compiled[0], small[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", STRIDES)
