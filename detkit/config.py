@@ -6,11 +6,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from detkit.errors import DetkitError, nearest
 
@@ -27,7 +27,15 @@ class Strict(BaseModel):
             for key in tree:
                 if key not in cls.model_fields:
                     raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
+                if isinstance(tree[key], bool) and not _takes_bool(cls.model_fields[key].annotation):
+                    message = "expected no true or false, which YAML takes yes, no, on and off for, too; quote a text"
+                    raise PydanticCustomError("nested", "{message}", {"key": key, "message": message})
         return tree
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Whether a field may be true or false; pydantic makes 1 and 0 of them where it is a number."""
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -46,7 +54,8 @@ def find_config(name: str) -> Path:
     shipped = shipped_configs()
     if name not in shipped:
         raise DetkitError(
-            f"{name!r} is no shipped config, checkpoint or .cfg{nearest(name, shipped)} (shipped: {', '.join(shipped)})"
+            f"{name!r} is no shipped config, which `detkit train` lists, and no .yaml, checkpoint or .cfg"
+            f"{nearest(name, shipped)}"
         )
     return shipped[name]
 
@@ -126,7 +135,7 @@ def validate(model: type[T], tree: Mapping[str, Any], source: str) -> T:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise DetkitError(f"{source}: {': '.join(filter(None, _first_problem(error)))}") from None
+        raise DetkitError(f"{source}: {': '.join(filter(None, _first_problem(error, tree)))}") from None
 
 
 def nested(model: type[T], tree: Any) -> T:
@@ -134,21 +143,43 @@ def nested(model: type[T], tree: Any) -> T:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        key, message = _first_problem(error)
+        key, message = _first_problem(error, tree)
         raise PydanticCustomError("nested", "{message}", {"key": key, "message": message}) from None
 
 
-def _first_problem(error: ValidationError) -> tuple[str, str]:
-    """The dotted key of pydantic's first problem, and what is wrong there."""
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    message = problem["msg"].removeprefix("Value error, ")
+def _first_problem(error: ValidationError, tree: Any) -> tuple[str, str]:
+    """The dotted key of pydantic's first problem with a tree, and what is wrong there."""
+    problem, *others = error.errors()
+    path = _keys(problem, tree)
+    message = _message(problem)
     if problem["type"] == "nested":
         path += filter(None, [problem["ctx"]["key"]])
     elif problem["type"] == "missing":
         message = f"the key {path.pop()!r} is missing"
     else:
-        message = message[:1].lower() + message[1:]
+        # Of a value that fits none of several kinds, pydantic has a problem for each.
+        same = [_message(other) for other in others if len(path) < len(other["loc"]) and _keys(other, tree) == path]
+        message = " or ".join(dict.fromkeys([message, *same]))
         if isinstance(problem["input"], str | int | float | None):
             message += f", got {problem['input']!r}"
     return ".".join(path), message
+
+
+def _message(problem: ErrorDetails) -> str:
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):  # they name classes of Python's
+        return "expected a mapping of keys to values"
+    message = problem["msg"].removeprefix("Value error, ")
+    return message if problem["type"] == "nested" else message[:1].lower() + message[1:]
+
+
+def _keys(problem: ErrorDetails, tree: Any) -> list[str]:
+    """Return where a problem is, without what pydantic adds to tell the kinds of a union apart, which is no key."""
+    keys = []
+    for part in problem["loc"]:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            if problem["type"] != "missing" or part != problem["loc"][-1]:
+                continue
+        keys.append(str(part))
+    return keys

@@ -19,7 +19,7 @@ from detkit.data.names import class_names
 from detkit.data.picture import read_picture, sample_picture
 from detkit.detectors import detector_class
 from detkit.detectors.base import Detector
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 from detkit.inference import (
     DTYPES,
     Precision,
@@ -40,6 +40,7 @@ DEFAULT = "yolov3_fasternet_coco"
 """The shipped config whose weights come with detkit."""
 
 Resize = Literal["stretch", "letterbox"]
+_WEIGHTS = (".safetensors", ".weights", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def _detector_config(tree: Any) -> Any:
@@ -361,10 +362,24 @@ def build_detector(config: ModelConfig) -> Detector:
 
 
 def weights_file(name: str | Path) -> Path:
-    """Return the file of weights of that name: a path, or a shipped config's name, whose weights come with detkit."""
-    config = shipped_configs().get(str(name))
-    beside = config.with_suffix(".safetensors") if config is not None else None
-    return beside if beside is not None and beside.exists() else Path(name)
+    """Return the file of weights of that name: a path, or a shipped config's name, whose weights come with detkit.
+
+    Raises DetkitError when there is no such file, or it is of another kind.
+    """
+    path, configs = Path(name), shipped_configs()
+    if str(name) in configs:
+        path = configs[str(name)].with_suffix(".safetensors")
+        if not path.exists():
+            raise DetkitError(f"{name}: is a config that comes without weights; pass a file of weights")
+    elif path.is_dir():
+        raise DetkitError(f"{path}: is a folder; pass a file of weights, of a run {path / 'best.safetensors'}")
+    elif not path.exists():
+        raise DetkitError(f"{path}: no such file, and no config that comes with weights{nearest(str(name), configs)}")
+    elif path.suffix not in _WEIGHTS:
+        raise DetkitError(
+            f"{path}: expected a file of weights ({', '.join(_WEIGHTS)}), got a {path.suffix or 'file without ending'}"
+        )
+    return path
 
 
 def load_weights(detector: nn.Module, path: Path) -> None:

@@ -62,8 +62,9 @@ class YOLOv3Loss(Strict):
     """How the loss departs from the paper, which is the default.
 
     ignore_iou: a prediction that overlaps an object more is not told that it sees none (0.5 in the paper, 0.7 in the
-    released cfgs). box: `squared` errors of the offsets, or 1 − GIoU or CIoU of the boxes. label_smoothing: classes
-    learn ε/2 and 1 − ε/2 in place of 0 and 1. weights: factors of the terms.
+    released cfgs). box: `squared` errors of the offsets (of a centre's: the cross-entropy less its minimum, whose
+    gradient is that of the released code), or 1 − GIoU or CIoU of the boxes. label_smoothing: classes learn ε/2 and
+    1 − ε/2 in place of 0 and 1. weights: factors of the terms.
     """
 
     ignore_iou: float = Field(0.5, ge=0, le=1)

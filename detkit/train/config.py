@@ -21,7 +21,9 @@ from detkit.classify.model import ClassifierConfig
 from detkit.config import Strict, find_config, override, read_yaml, validate
 from detkit.data.augment import Augment
 from detkit.data.augment_labelled import ClassifierAugment
-from detkit.model import ModelConfig, Precision, require_detector
+from detkit.errors import DetkitError
+from detkit.inference import Precision
+from detkit.model import ModelConfig, require_detector
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -219,14 +221,30 @@ def read_train_config(name: str | Path, settings: Sequence[str] = ()) -> TrainCo
 
     Raises DetkitError when it is a classifier's.
     """
-    path = find_config(str(name))
+    path = _config_file(name)
     return validate(TrainConfig, override(require_detector(read_yaml(path), path.name), settings), path.name)
 
 
 def read_any_train_config(name: str | Path, settings: Sequence[str] = ()) -> AnyTrainConfig:
     """Read the config of a detector or a classifier, as `read_train_config` does."""
-    path = find_config(str(name))
+    path = _config_file(name)
     return validate_any(override(read_yaml(path), settings), path.name)
+
+
+def _config_file(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix in (".safetensors", ".weights", ".pt", ".pth"):
+        raise DetkitError(
+            f"{name}: training begins with a config: `detkit train CONFIG --data PATH --weights {name}` starts from "
+            "these weights"
+        )
+    if path.suffix == ".cfg":
+        raise DetkitError(f"{name}: training begins with a config, as yolov3_tiny_coco; a .cfg is only detected with")
+    if path.is_dir():
+        raise DetkitError(
+            f"{name}: is a folder; `detkit train --resume {name}` goes on with a run, and its config.yaml begins anew"
+        )
+    return find_config(str(name))
 
 
 def validate_any(tree: dict[str, Any], source: str) -> AnyTrainConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def load_teacher(config: TrainConfig, student: Detector) -> Callable[[Tensor], l
     if config.train.teacher is None:
         return None
     name = config.train.teacher.model
-    model = load(name, config.train.teacher.weights, device="cpu")
+    with _named("train.teacher.model"):
+        model = load(name, config.train.teacher.weights, device="cpu")
     teacher = model.detector
     if not isinstance(student, YOLOv3):
         raise DetkitError(f"train.teacher: {config.detector.name} cannot learn from one, only yolov3 can")  # type: ignore[attr-defined]
@@ -71,6 +73,14 @@ def load_teacher(config: TrainConfig, student: Detector) -> Callable[[Tensor], l
     return maps
 
 
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except DetkitError as error:
+        raise DetkitError(f"{key}: {error}") from None
+
+
 def load_classifier_teacher(config: ClassifierTrainConfig) -> Callable[[Tensor], Tensor] | None:
     """Return what gives a teacher's scores [B, C] of pictures, in the order of the student's classes, if there is one.
 
@@ -85,7 +95,8 @@ def load_classifier_teacher(config: ClassifierTrainConfig) -> Callable[[Tensor],
     if distillation.model.startswith("timm/"):
         teacher, order = _timm_teacher(distillation, len(classes)), torch.arange(len(classes))
     else:
-        model = load_classifier(distillation.model, distillation.weights, device="cpu")
+        with _named("train.distillation.model"):
+            model = load_classifier(distillation.model, distillation.weights, device="cpu")
         found = match_classes(model.classes, classes).to_model
         teacher, order = model.network, torch.tensor([label for label in found if label is not None])
         if len(order) < len(classes):

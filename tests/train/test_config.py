@@ -25,6 +25,15 @@ def test_settings_reach_every_section(config: Path) -> None:
     assert (read.train.optimizer.name, read.augment.flip, read.train.freeze) == ("adamw", 0, "all_but_head")
 
 
+def test_what_is_no_config_is_told_what_it_is_for(tmp_path: Path) -> None:
+    with pytest.raises(DetkitError, match=r"best.safetensors: training begins .*--weights run/best.safetensors"):
+        read_any_train_config("run/best.safetensors")
+    with pytest.raises(DetkitError, match=r"yolov3.cfg: .*a .cfg is only detected with"):
+        read_train_config("yolov3.cfg")
+    with pytest.raises(DetkitError, match=r"is a folder; `detkit train --resume .*goes on"):
+        read_any_train_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -38,7 +47,17 @@ def test_settings_reach_every_section(config: Path) -> None:
             "train.schedule: expected the key 'name': cosine or step or polynomial or plateau, got 'linear'",
         ),
         ("train.warmup={epochs: 1, pictures: 100}", "train.warmup: .*not both"),
-        ("train.freeze=head", "train.freeze"),
+        (
+            "train.freeze=head",
+            "train.freeze: .*valid integer.* or input should be 'backbone' or 'all_but_head', got 'head'",
+        ),
+        ("train.freeze=-1", r"yaml: train.freeze: input should be greater than or equal to 0 or .*, got -1"),
+        ("train.freeze=true", r"yaml: train.freeze: expected no true or false"),
+        ("train.epochs=yes", r"yaml: train.epochs: expected no true or false"),
+        ("train.ema=false", r"yaml: train.ema: expected no true or false"),
+        ("train=5", r"yaml: train: expected a mapping of keys to values, got 5$"),
+        ("train.optimizer.lr=fast", r"yaml: train.optimizer.lr: input should be a valid number"),
+        ("train.schedule={name: step}", r"yaml: train.schedule: the key 'milestones' is missing$"),
     ],
 )
 def test_mistakes_are_named(config: Path, setting: str, message: str) -> None:

@@ -23,7 +23,7 @@ from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.run import evaluate_model
-from detkit.model import load
+from detkit.model import load, weights_file
 from detkit.train.config import read_train_config
 from detkit.train.run import Job, Trained, resume, train
 from detkit.train.task import COCO
@@ -145,7 +145,10 @@ def test_a_backbone_starts_where_another_ended(trained: Trained, config: Path, d
     ("settings", "message"),
     [
         (["backbone.weights=nowhere.safetensors"], r"nowhere\.safetensors: no such file"),
-        (["backbone.weights=yolov3_darknet53_coc"], "yolov3_darknet53_coc: no such file"),
+        (
+            ["backbone.weights=yolov3_darknet53_coc"],
+            "yolov3_darknet53_coc: no such file, .*; did you mean 'yolov3_darknet53_coco'",
+        ),
         (["backbone.weights=x.safetensors", "backbone.pretrained=true"], "are two starts"),
     ],
 )
@@ -153,6 +156,25 @@ def test_a_start_that_cannot_be_is_named(config: Path, data: str, tmp_path: Path
     with pytest.raises(DetkitError, match=message):
         train(config, Job(data), settings=[f"detector.{s}" for s in settings], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("yolov3_tiny_coco", "yolov3_tiny_coco: is a config that comes without weights; pass a file"),
+        ("folder", "folder: is a folder; pass a file of weights, of a run .*folder/best.safetensors"),
+        ("a.yaml", r"a.yaml: expected a file of weights \(.safetensors, .*\), got a .yaml"),
+        ("a.png", r"a.png: expected a file of weights"),
+        ("none.safetensors", "none.safetensors: no such file"),
+    ],
+)
+def test_weights_that_are_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for file in ("a.yaml", "a.png"):
+        (tmp_path / file).touch()
+    with pytest.raises(DetkitError, match=message):
+        weights_file(Path(name))
 
 
 @pytest.mark.slow
@@ -238,7 +260,11 @@ def test_what_is_off_is_said_before_anything_is_made(
         ([], Job(data, device="cpu", devices=3), "train.batch_size: 8 pictures cannot be shared evenly by 3 processes"),
         (["train.precision=fp16"], Job(data, device="cpu"), "fp16 needs a GPU"),
         (["train.freeze=99"], Job(data), "train.freeze: .* stages to freeze, got 99"),
-        (["train.teacher.model=bad.safetensors"], Job(data), "bad.safetensors: is no whole safetensors file"),
+        (
+            ["train.teacher.model=bad.safetensors"],
+            Job(data),
+            "train.teacher.model: bad.safetensors: is no whole safetensors file",
+        ),
     ):
         for out in (tmp_path / "run", None):
             with pytest.raises(DetkitError, match=message):
