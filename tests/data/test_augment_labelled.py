@@ -63,6 +63,14 @@ def test_each_change_does_what_it_says(dataset) -> None:
     assert (noise != picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]).mean() > 0.95  # nothing is left
     assert noise.mean() == pytest.approx(127.5, abs=10)
     assert np.abs(np.diff(noise.astype(int), axis=2)).mean() > 50  # a value of its own for each channel
+    strong, weak = ({"layers": 2, "magnitude": magnitude} for magnitude in (30, 1))
+    changes = [
+        np.mean(
+            [np.abs(drawn(one, **STILL, rand_augment=rand, epoch=e).picture - picture.astype(int)) for e in range(9)]
+        )
+        for rand in (strong, weak)
+    ]
+    assert changes[0] > 1.5 * changes[1] > 0
     piece = drawn(one, **STILL | {"area": (0.25, 0.25)}).picture[0, :, 0].astype(int)
     assert piece[-1] - piece[0] == pytest.approx(4 * 32, abs=6)  # half of the width
     factors = [drawn(one, **STILL, exposure=2, epoch=epoch).picture.mean() / picture.mean() for epoch in range(20)]

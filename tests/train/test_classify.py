@@ -107,6 +107,21 @@ def test_folders_of_pictures_are_learned(classifier_config: Path, folders: Path,
     assert result.best["top1"] == 1
 
 
+def test_a_table_of_pictures_is_learned_with_repetitions_and_judged_by_centres(
+    classifier_config: Path, folders: Path, tmp_path: Path
+) -> None:
+    lines = [f"{path.relative_to(tmp_path)},{path.parent.name},{path.parts[-3]}" for path in folders.rglob("*.png")]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *sorted(lines)]))
+    settings = ["train.epochs=3", "train.mixup=0", "train.cutmix=0", "train.batch_size=8", "train.ema=null"]
+    settings += ["augment.repeats=2", "preprocess={mode: center_crop, size: [64, 64], interpolation: pillow_cubic}"]
+    job = Job(str(tmp_path / "table.csv"), device="cpu")
+    result = train(classifier_config, job, settings=settings, out=tmp_path / "run")
+    assert result is not None
+    assert result.best is not None
+    assert result.best["top1"] == 1
+    assert load_classifier(result.folder / "best.safetensors", device="cpu").config.preprocess.mode == "center_crop"
+
+
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_a_classifier_teaches_another(
     trained: Trained, classifier_config: Path, data: str, tmp_path: Path, kind: str
