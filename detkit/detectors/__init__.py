@@ -12,6 +12,7 @@ DETECTORS = {
     "rcnn": "detkit.detectors.rcnn:RCNN",
     "fast_rcnn": "detkit.detectors.fast_rcnn:FastRCNN",
     "faster_rcnn": "detkit.detectors.faster_rcnn:FasterRCNN",
+    "sliding_window": "detkit.detectors.sliding_window:SlidingWindow",
     "yolo9000": "detkit.detectors.yolo9000:YOLO9000",
     "yolov2": "detkit.detectors.yolov2:YOLOv2",
     "yolov3": "detkit.detectors.yolov3:YOLOv3",

@@ -232,11 +232,13 @@ def parameter_groups(detector: Network, train: Learning) -> list[dict[str, Any]]
     Vectors and scalars, that is norms, biases and scales, have no weight decay.
     """
     depth = _depth_of_backbone(detector) if train.layer_decay < 1 else {}
+    backbone = getattr(detector, "backbone", None)
+    of_backbone = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in detector.named_parameters():
+    for parameter in detector.parameters():
         if parameter.requires_grad:
-            factor = train.backbone_lr_factor if name.startswith("backbone.") else 1.0
-            factor *= train.layer_decay ** depth.get(name, 0)
+            factor = train.backbone_lr_factor if id(parameter) in of_backbone else 1.0
+            factor *= train.layer_decay ** depth.get(id(parameter), 0)
             decay = train.optimizer.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((factor, decay), []).append(parameter)
     return [
@@ -245,8 +247,8 @@ def parameter_groups(detector: Network, train: Learning) -> list[dict[str, Any]]
     ]
 
 
-def _depth_of_backbone(detector: Network) -> dict[str, int]:
-    """Return how many stages from the end of the backbone each of its parameters is, from 1 on.
+def _depth_of_backbone(detector: Network) -> dict[int, int]:
+    """Return how many stages from the end of the backbone each of its parameters, by its id, is, from 1 on.
 
     What belongs to no stage, such as a table of positions, is as deep as the first.
     """
@@ -255,5 +257,5 @@ def _depth_of_backbone(detector: Network) -> dict[str, int]:
     if not stages:
         raise DetkitError(f"train.layer_decay: the backbone of {type(detector).__name__} has no stages; set it to 1")
     of_parameter = {id(p): len(stages) - i for i, stage in enumerate(stages) for p in stage.parameters()}
-    named = backbone.named_parameters(prefix="backbone") if backbone is not None else ()
-    return {name: of_parameter.get(id(parameter), len(stages)) for name, parameter in named}
+    parameters = backbone.parameters() if backbone is not None else ()
+    return {id(parameter): of_parameter.get(id(parameter), len(stages)) for parameter in parameters}

@@ -35,6 +35,14 @@ TREES: dict[str, dict[str, Any]] = {
         "head": {"pooling": {"size": 4}, "widths": [64]},
     },
     "rcnn": {"backbone": {"name": "darknet_tiny"}, "stride": 16, "crop": 32, "context": 4, "batch": 16},
+    "sliding_window": {
+        "backbone": {"name": "darknet_tiny"},
+        "stride": 8,
+        "crop": 32,
+        "search": "dense",
+        "windows": {"scales": [13.4, 25, 47, 75], "aspect_ratios": [0.86, 1.25], "stride": 8},
+        "loss": {"negatives": 64},
+    },
     "yolo9000": {
         "backbone": {"name": "darknet_tiny"},
         "anchors": [[10, 14], [23, 27], [81, 82]],
