@@ -81,12 +81,14 @@ class Readers(nn.Module):
             return [self.bn1(y) + y]
         if self.kind == "output":
             return [y, self.bn1(y)]
+        if self.kind == "map":
+            return [2 * y, self.bn1(y)]
         if self.kind == "shared":
             return [self.bn1(y) + self.bn2(self.conv1(2 * x))]
         return [self.bn2(self.bn1(y))]
 
 
-@pytest.mark.parametrize(("kind", "left"), [("sum", 2), ("output", 2), ("shared", 2), ("chain", 1)])
+@pytest.mark.parametrize(("kind", "left"), [("sum", 2), ("output", 2), ("map", 2), ("shared", 2), ("chain", 1)])
 @torch.no_grad()
 def test_what_others_read_is_not_folded(kind: str, left: int) -> None:
     network = unsettle(Readers(kind))

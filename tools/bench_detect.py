@@ -15,7 +15,8 @@ them. A case reports medians, and ratios to the median of its first contestant.
                 (AGPL-3.0) is installed. Its heads are anchor-free and its networks larger, see tools/bench_cpu.py.
 
 Random weights are made to behave like trained ones: batch norms hold the statistics of the pictures, and biases let a
-realistic number of candidates pass. Selection alone is timed by tools/bench_select.py.
+realistic number of candidates pass, but for Ultralytics', whose networks find next to nothing. Selection alone is timed
+by tools/bench_select.py.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ def ultralytics_detect(yaml: str, given: Sequence[Any], options: argparse.Namesp
         return {}
     torch.manual_seed(0)
     yolo = ultralytics.YOLO(yaml, task="detect")
-    images = torch.from_numpy(np.stack([np.resize(p, (options.size, options.size, 3)) for p in given[:2]]))
+    images = torch.from_numpy(np.stack([cv2.resize(picture, (options.size, options.size)) for picture in given[:2]]))
     network = yolo.model.eval()
     bench_cpu._settle_norms(network, images.permute(0, 3, 1, 2) / 255)
     reversed_channels = [np.ascontiguousarray(picture[..., ::-1]) for picture in given]  # it reads BGR
