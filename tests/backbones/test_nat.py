@@ -126,6 +126,14 @@ def test_a_block_adds_attention_and_perceptron_scaled() -> None:
     torch.testing.assert_close(block(x), middle + block.gamma2 * block.mlp.fc2(hidden), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_block_gives_the_same() -> None:
+    torch.manual_seed(0)
+    block, x = nat.Block(64, 2, 1e-5, 0).eval(), torch.randn(1, 9, 8, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(block, fullgraph=True)(x), block(x), rtol=1e-3, atol=1e-4)
+
+
 def test_small_maps_are_padded_with_zeros() -> None:
     layer = nat.NeighbourhoodAttention(32)
     x = torch.randn(1, 3, 9, 32)
