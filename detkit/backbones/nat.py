@@ -224,28 +224,28 @@ def _tiles(size: int, device: torch.device) -> tuple[int, int, Tensor]:
 
 
 class NATMini(NAT):
-    """20 million parameters, 2.7 GFLOPs, 81.8 % top-1 in the paper."""
+    """NAT-Mini: 20 million parameters, 2.7 GFLOPs, 81.8 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__(64, (3, 4, 6, 5), 3, None, strides, drop_path)
 
 
 class NATTiny(NAT):
-    """28 million parameters, 4.3 GFLOPs, 83.2 % top-1 in the paper."""
+    """NAT-Tiny: 28 million parameters, 4.3 GFLOPs, 83.2 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__(64, (3, 4, 18, 5), 3, None, strides, drop_path)
 
 
 class NATSmall(NAT):
-    """51 million parameters, 7.8 GFLOPs, 83.7 % top-1 in the paper."""
+    """NAT-Small: 51 million parameters, 7.8 GFLOPs, 83.7 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__(96, (3, 4, 18, 5), 2, 1e-5, strides, drop_path)
 
 
 class NATBase(NAT):
-    """90 million parameters, 13.7 GFLOPs, 84.3 % top-1 in the paper."""
+    """NAT-Base: 90 million parameters, 13.7 GFLOPs, 84.3 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__(128, (3, 4, 18, 5), 2, 1e-5, strides, drop_path)

@@ -225,42 +225,42 @@ def _rates(stages: Sequence[str], drop_path: float) -> list[list[float]]:
 
 
 class PSViT1DTiny(PSViT1D):
-    """The width of DeiT-Ti."""
+    """PSViT in 1D, of the width of DeiT-Ti."""
 
     def __init__(self, strides: Sequence[int] = (16, 32), drop_path: float = 0) -> None:
         super().__init__(192, strides, drop_path)
 
 
 class PSViT1DSmall(PSViT1D):
-    """The width of DeiT-S."""
+    """PSViT in 1D, of the width of DeiT-S."""
 
     def __init__(self, strides: Sequence[int] = (16, 32), drop_path: float = 0) -> None:
         super().__init__(384, strides, drop_path)
 
 
 class PSViT1DBase(PSViT1D):
-    """The width of DeiT-B."""
+    """PSViT in 1D, of the width of DeiT-B."""
 
     def __init__(self, strides: Sequence[int] = (16, 32), drop_path: float = 0) -> None:
         super().__init__(768, strides, drop_path)
 
 
 class PSViT2DTiny(PSViT2D):
-    """96, 192 and 384 channels."""
+    """PSViT in 2D, of 96, 192 and 384 channels."""
 
     def __init__(self, strides: Sequence[int] = (8, 16, 32), drop_path: float = 0) -> None:
         super().__init__(96, strides, drop_path)
 
 
 class PSViT2DSmall(PSViT2D):
-    """192, 384 and 768 channels."""
+    """PSViT in 2D, of 192, 384 and 768 channels."""
 
     def __init__(self, strides: Sequence[int] = (8, 16, 32), drop_path: float = 0) -> None:
         super().__init__(192, strides, drop_path)
 
 
 class PSViT2DBase(PSViT2D):
-    """384, 768 and 1536 channels."""
+    """PSViT in 2D, of 384, 768 and 1536 channels."""
 
     def __init__(self, strides: Sequence[int] = (8, 16, 32), drop_path: float = 0) -> None:
         super().__init__(384, strides, drop_path)

@@ -151,28 +151,28 @@ class SpatialReductionAttention(nn.Module):
 
 
 class PVTTiny(PVT):
-    """Two blocks a stage: 13.2 million parameters, 75.1 % top-1 in the paper."""
+    """PVT-Tiny, two blocks a stage: 13.2 million parameters, 75.1 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__((2, 2, 2, 2), strides, drop_path)
 
 
 class PVTSmall(PVT):
-    """3, 4, 6 and 3 blocks: 24.5 million parameters, 79.8 % top-1 in the paper."""
+    """PVT-Small, 3, 4, 6 and 3 blocks: 24.5 million parameters, 79.8 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__((3, 4, 6, 3), strides, drop_path)
 
 
 class PVTMedium(PVT):
-    """3, 4, 18 and 3 blocks: 44.2 million parameters, 81.2 % top-1 in the paper."""
+    """PVT-Medium, 3, 4, 18 and 3 blocks: 44.2 million parameters, 81.2 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__((3, 4, 18, 3), strides, drop_path)
 
 
 class PVTLarge(PVT):
-    """3, 8, 27 and 3 blocks: 61.4 million parameters, 81.7 % top-1 in the paper."""
+    """PVT-Large, 3, 8, 27 and 3 blocks: 61.4 million parameters, 81.7 % top-1 in the paper."""
 
     def __init__(self, strides: Sequence[int] = (4, 8, 16, 32), drop_path: float = 0) -> None:
         super().__init__((3, 8, 27, 3), strides, drop_path)
