@@ -54,6 +54,12 @@ def detect_command(
             show_default="image; with --json nothing, unless --out is given",
         ),
     ] = None,
+    show_windows: Annotated[
+        bool,
+        typer.Option(
+            "--show-windows", help="Save a GIF of each picture's search too; of models that slide windows alone."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -119,6 +125,7 @@ def detect_command(
             max_pixels=max_pixels or MAX_PIXELS,
             save=_split(save),
             out=out,
+            show_windows=show_windows,
             progress=not (json and sys.stdout.isatty()),  # a bar would break the lines
         )
     messages = sys.stderr if json else sys.stdout

@@ -22,6 +22,7 @@ from detkit.model import Model
 from detkit.ops.nms import Selection
 from detkit.predict.engine import detect_ahead
 from detkit.predict.sources import Failure, Frame, Source, find_sources, read_frames
+from detkit.predict.windows import require_windows, search_animation
 from detkit.predict.writers import Writer
 from detkit.regions import Proposals
 from detkit.structures import Detections
@@ -67,16 +68,20 @@ def detect(
     max_pixels: int = MAX_PIXELS,
     save: Collection[str] = ("image",),
     out: Path | None = None,
+    show_windows: bool = False,
     progress: bool = False,
 ) -> Summary:
     """Find objects in pictures, folders, globs, videos, `-` and `sample:NAME`, save what was found, and sum it up.
 
     on_result is called for every picture and frame in order, and with what could not be read. classes: only these are
-    reported; `max_detections` counts only them. save, out: as in `Writer`. progress: show a bar on stderr. Raises
-    DetkitError when a name finds nothing, the only picture cannot be read, or a result cannot be written.
+    reported; `max_detections` counts only them. save, out: as in `Writer`. show_windows: save the search of each
+    picture as a GIF. progress: show a bar on stderr. Raises DetkitError when a name finds nothing, the only picture
+    cannot be read, a result cannot be written, or there are no windows to show.
     """
     selection = (selection or model.selection).model_copy(update={"labels": _labels(model.classes, classes)})
     sources = find_sources(names)
+    if show_windows:
+        require_windows(model, sources)
     alone = len(names) == len(sources) == 1 and Path(names[0]) == Path(sources[0].name)  # no folder, no glob
     summary = Summary(len(sources))
     frames = read_frames(sources, max_pixels, ahead=batch_size)
@@ -93,7 +98,10 @@ def detect(
                     raise result.error
                 summary.failures.append(result)
             else:
-                writer.write(result.frame, result.detections)
+                search = None
+                if show_windows and result.frame.index is None:
+                    search = search_animation(model, result.frame.picture, result.detections, selection.score)
+                writer.write(result.frame, result.detections, search)
                 summary.folder = writer.folder
                 _count(summary, result, model.classes)
             on_result(result)

@@ -3,6 +3,7 @@
     <folder>/dog.jpg                    annotated: PNG for a PNG, else JPEG; a video for a video
     <folder>/detections.jsonl           one line per picture or frame
     <folder>/crops/<label>/dog-1.jpg    one picture per object, numbered best first
+    <folder>/dog-windows.gif            the search of a sliding-window detector
 
 Sources of the same name give `dog`, `dog-2`, …; a video's crops are `clip-000017-1` for its frame 17. A name that
 would become too long for a disk is cut. Every file is whole or not there; after Ctrl-C `detections.jsonl` holds the
@@ -91,9 +92,9 @@ class Writer:
         """Return what was found as a line of JSON."""
         return json_line(frame, detections, self._classes)
 
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Write everything that is to be saved of one picture."""
-        if not self._save:
+    def write(self, frame: Frame, detections: Detections, search: bytes | None = None) -> None:
+        """Write everything that is to be saved of one picture; search: a GIF of how it was looked at."""
+        if not self._save and search is None:
             return
         folder = self._make_folder()
         if frame.source is not self._source:
@@ -108,6 +109,10 @@ class Writer:
                     video = _video_file(folder, self._stem, frame.source.fps, detections.size)
                     self._append = self._video.enter_context(video)
                 self._append(annotated)
+        if search is not None:
+            path = folder / f"{self._stem}-windows.gif"
+            with aside(path) as part, explained(path):
+                part.write_bytes(search)
         if "crops" in self._save:
             self._write_crops(folder / "crops", frame, detections)
         if "json" in self._save:

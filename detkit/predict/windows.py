@@ -1,0 +1,72 @@
+"""The search of a sliding-window detector as a moving picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from detkit.detectors.sliding_window import SlidingWindow
+from detkit.draw import draw
+from detkit.errors import DetkitError
+from detkit.model import Model
+from detkit.predict.sources import Source
+from detkit.structures import Detections
+
+_FRAMES = 60  # of the search; one more shows what is reported
+_MILLISECONDS, _AT_THE_END = 100, 3000
+_LONGEST = 480  # pixels
+_LOOKING, _HOT = (255, 255, 255), (255, 184, 0)
+
+
+def require_windows(model: Model, sources: Sequence[Source] = ()) -> None:
+    """Raise DetkitError when a model finds objects without looking through windows, or a source is a video."""
+    if not isinstance(model.detector, SlidingWindow):
+        raise DetkitError(
+            f"--show-windows: {model.name} finds objects without sliding windows; take a model of the detector "
+            "sliding_window, or leave the option out"
+        )
+    for source in sources:
+        if source.is_video:
+            raise DetkitError(f"--show-windows: {source.name} is a video; a search is shown of pictures alone")
+
+
+@torch.inference_mode()
+def search_animation(model: Model, picture: NDArray[np.uint8], found: Detections, score: float) -> bytes:
+    """Return a GIF of a search: windows in their order, of which those above the score stay, then what was reported.
+
+    picture [H, W, 3] RGB uint8; found: its detections. A frame stands for the next 60th of all windows and shows the
+    last of them. Raises DetkitError for a model without windows.
+    """
+    require_windows(model)
+    batch, (placement,) = model.preprocess([picture])
+    raw = model.detector(*model.detector.inputs(batch.to(model.device)))
+    boxes = placement.to_picture(raw.boxes.cpu())
+    hot = (raw.logits[0].softmax(-1)[:, :-1].amax(-1) > score).cpu()
+    canvas = Image.fromarray(picture)
+    scale = min(1, _LONGEST / max(canvas.size))
+    small = canvas.resize([max(1, round(side * scale)) for side in canvas.size], Image.Resampling.BILINEAR)
+    ends = torch.linspace(0, len(boxes), min(_FRAMES, len(boxes)) + 1).round().long()[1:].tolist()
+    frames = [_frame(small, boxes[:end][hot[:end]] * scale, boxes[end - 1] * scale) for end in ends]
+    result = Image.fromarray(draw(picture, found, model.classes)).resize(small.size, Image.Resampling.BILINEAR)
+    # One table of colours, so that a frame holds no more than what has changed.
+    colours = Image.fromarray(np.concatenate([frames[-1], result])).quantize(255)
+    first, *others = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in [*frames, result]]
+    file = io.BytesIO()
+    durations = [_MILLISECONDS] * len(others) + [_AT_THE_END]
+    first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    return file.getvalue()
+
+
+def _frame(picture: Image.Image, hot: Tensor, looking: Tensor) -> Image.Image:
+    frame = picture.copy()
+    pen = ImageDraw.Draw(frame)
+    for box in hot.round().tolist():
+        pen.rectangle(box, outline=_HOT)
+    pen.rectangle(looking.round().tolist(), outline=_LOOKING, width=2)
+    return frame
