@@ -6,8 +6,8 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +18,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from detkit.backbones.base import Backbone
-from detkit.data.dataset import load_dataset
+from detkit.data.dataset import Dataset, Sample, load_dataset
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
-from detkit.evaluate.coco import CocoEvaluator
 from detkit.evaluate.run import evaluate_model
 from detkit.model import load, weights_file
 from detkit.train.config import read_train_config
 from detkit.train.run import Job, Trained, resume, train
-from detkit.train.task import COCO
 from detkit.weights.checkpoint import read_header, read_tensors
 
 PLAIN = ["train.frozen_batch_norm=true", "train.ema=null", "train.epochs=1"]
@@ -377,14 +375,25 @@ def test_what_a_killed_run_was_writing_goes_when_it_goes_on(trained: Trained, tm
 
 
 def test_without_objects_there_is_no_score_and_none_counts(
-    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CocoEvaluator, "compute", lambda self: SimpleNamespace(summary=dict.fromkeys(COCO)))
+    def read(source: str, split: str | None) -> Dataset:
+        dataset = load_dataset(source, split)
+        return dataset if split == "train" else replace(dataset, samples=[bare(sample) for sample in dataset.samples])
+
+    def bare(sample: Sample) -> Sample:
+        return replace(
+            sample, boxes=sample.boxes[:0], labels=sample.labels[:0], crowd=sample.crowd[:0],
+            difficult=sample.difficult[:0],
+        )  # fmt: skip
+
+    monkeypatch.setattr("detkit.train.run.load_dataset", read)
     settings = ["train.epochs=3", "train.early_stop=1", "train.evaluate_every=1"]
     told = io.StringIO()
     run = train(config, Job(data), settings=settings, out=tmp_path / "run", console=Console(file=told, width=500))
     assert run is not None
     assert (run.epochs, run.best, run.stopped_early) == (3, None, False)
+    assert told.getvalue().count("val: no object of the classes to learn, so there will be no score") == 1
     assert told.getvalue().count("AP none  AP50 none") == 3
     assert "best" not in told.getvalue().split("epoch 1/3")[1]
     assert (tmp_path / "run/last.safetensors").exists()
