@@ -94,7 +94,7 @@ def test_what_is_no_data_set(tmp_path):
     for data, split, message in (
         (tmp_path / "missing", None, r"missing: no such file or folder"),
         (tmp_path, None, r"is no data set; expected annotations/instances_<split>\.json"),
-        (tmp_path / "a.txt", None, r"a\.txt: expected a folder, a COCO \.json or a \.yaml"),
+        (tmp_path / "a.txt", None, r"a\.txt: expected a folder, a COCO \.json, a \.csv .* or a \.yaml"),
         (tmp_path / "a.json", "val", r"a\.json: is one annotation file, which has no splits"),
         ("sample:astronaut", None, r"sample:astronaut: there is no such data set"),
     ):
