@@ -18,6 +18,7 @@ from .classify import classify_command
 from .detect import detect_command
 from .eval import eval_command
 from .export import export_command
+from .models import models_command
 from .propose import propose_command
 from .train import train_command
 
@@ -36,6 +37,7 @@ app.command("train")(train_command)
 app.command("export")(export_command)
 app.command("anchors")(anchors_command)
 app.command("propose")(propose_command)
+app.command("models")(models_command)
 app.command("benchmark")(benchmark_command)
 
 

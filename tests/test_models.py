@@ -1,0 +1,94 @@
+"""What `detkit models` tells: of all that there is, as it is measured, and at once."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from detkit.backbones import BACKBONES
+from detkit.backbones.zoo import ZOO
+from detkit.config import shipped_configs
+from detkit.detectors import DETECTORS
+from detkit.errors import DetkitError
+from detkit.models import list_models, print_models, read_table
+
+MEASURED_FAST = ("simple-cnn", "darknet53", "alexnet", "resnet50", "deit_s_distilled", "yolov3_tiny_coco", "rcnn_vgg16")
+NAMES = [*BACKBONES, *ZOO, *shipped_configs()]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = Path(__file__).parents[1] / "tools/models_table.py"
+    spec = importlib.util.spec_from_file_location("models_table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_detector_backbone_and_config_has_its_row() -> None:
+    rows = read_table()
+    assert [entry.name for entry in rows] == [*DETECTORS, *NAMES]
+    assert all(entry.about for entry in rows)
+    assert all(entry.parameters for entry in rows if entry.kind != "detector")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in MEASURED_FAST else pytest.mark.slow) for name in NAMES]
+)
+def test_the_table_is_what_is_measured(tool, name: str) -> None:
+    (row,) = (entry for entry in read_table() if entry.name == name and entry.kind != "detector")
+    assert asdict(tool.jobs()[name]()) == asdict(row)
+
+
+def test_detectors_are_told_by_their_paper(tool) -> None:
+    assert [entry for entry in read_table() if entry.kind == "detector"] == tool.detectors()
+
+
+def test_the_command_answers_without_pytorch_and_as_json() -> None:
+    code = (
+        "import sys, detkit.cli; sys.argv = ['detkit', 'models', '--filter', 'resnet50', '--json']\n"
+        "try: detkit.cli.main()\n"
+        "finally: print(sorted(set(sys.modules) & {'torch', 'timm', 'numpy'}))"
+    )
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[1] == "[]"
+    found = {entry["name"]: entry for entry in json.loads(lines[0])}
+    assert {"resnet50", "yolov3_resnet50_coco"} <= found.keys()
+    assert found["resnet50"]["parameters"] == 25_557_032
+    assert found["resnet50"]["strides"] == [2, 4, 8, 16, 32]
+    assert found["resnet50"]["weights"] == "timm/resnet50.a1_in1k"
+
+
+def test_a_filter_looks_in_names_kinds_and_papers() -> None:
+    found = list_models("2103.14030")
+    assert {entry.name for entry in found if entry.kind == "backbone"} == {"swin_t", "swin_s", "swin_b", "swin_l"}
+    assert "faster_rcnn_swin-t-fpn" in {entry.name for entry in found}
+    assert {entry.name for entry in list_models("DETECTOR ") if entry.kind == "detector"} == set(DETECTORS)
+    with pytest.raises(DetkitError, match="--filter nonsense: no model has that"):
+        list_models("nonsense")
+
+
+def test_timms_others_are_found_under_its_name() -> None:
+    assert not [entry for entry in list_models() if entry.kind == "timm"]
+    found = {entry.name: entry for entry in list_models("timm/hrnet_w18")}
+    assert {"timm/hrnet_w18", "timm/hrnet_w18_small"} <= found.keys()
+    assert found["timm/hrnet_w18"].weights == "timm/hrnet_w18.ms_aug_in1k"
+    with pytest.raises(DetkitError, match="no model has that"):
+        list_models("timm/nonsense")
+
+
+def test_people_get_tables() -> None:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    print_models(
+        [*list_models("resnet50"), *list_models("timm/hrnet_w18_small_v2"), *list_models("detector yolov3")], console
+    )
+    text = console.export_text()
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("resnet50 "))
+    assert line.split()[:8] == ["resnet50", "25.56", "8.18", "224×224", "2", "4", "8", "16"]
+    assert re.search("^1 detector *$", text, re.MULTILINE)
