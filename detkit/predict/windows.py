@@ -54,8 +54,9 @@ def search_animation(model: Model, picture: NDArray[np.uint8], found: Detections
     ends = torch.linspace(0, len(boxes), min(_FRAMES, len(boxes)) + 1).round().long()[1:].tolist()
     frames = [_frame(small, boxes[:end][hot[:end]] * scale, boxes[end - 1] * scale) for end in ends]
     result = Image.fromarray(draw(picture, found, model.classes)).resize(small.size, Image.Resampling.BILINEAR)
-    # One table of colours, so that a frame holds no more than what has changed.
-    colours = Image.fromarray(np.concatenate([frames[-1], result])).quantize(255)
+    # One table of colours, so that a frame holds no more than what has changed; few pixels are hot, so more are added.
+    legend = np.full((small.height // 8 + 1, small.width, 3), _HOT, np.uint8)
+    colours = Image.fromarray(np.concatenate([frames[-1], result, legend])).quantize(255)
     first, *others = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in [*frames, result]]
     file = io.BytesIO()
     durations = [_MILLISECONDS] * len(others) + [_AT_THE_END]
