@@ -171,7 +171,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", sorted(TREES.keys() - {"sliding_window"}))  # whose boxes lie on a grid: see its tests
 def test_two_pictures_are_learned_by_heart(name: str) -> None:
     model = build(name).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

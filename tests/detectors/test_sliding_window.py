@@ -11,6 +11,7 @@ from detkit.backbones import BackboneConfig
 from detkit.backbones.base import Backbone
 from detkit.detectors.sliding_window import SlidingWindow, SlidingWindowConfig
 from detkit.errors import DetkitError
+from detkit.ops.boxes import pairwise_iou
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
 
@@ -215,3 +216,27 @@ def test_any_classifier_looks_through_windows() -> None:
         raw = build(name, **options)(pictures())
         assert raw.logits.shape == (2, len(raw.boxes), 3)
         assert raw.logits.std(1).max() > 1e-4  # it depends on the window
+
+
+def test_two_pictures_are_learned_by_heart_crop_by_crop() -> None:
+    """Every object is found by a window that it fills, and nothing else is."""
+    windows = {"scales": (16, 32), "aspect_ratios": (1,), "stride": 4}
+    model = build(windows=windows, loss={"negatives": 16, "pool": 64}).train()
+    truth = [target((9, 7, 25, 24, 0), (30, 10, 62, 42, 1)), target((6, 14, 37, 46, 0), (44, 20, 60, 36, 1))]
+    images = pictures() * 0.3
+    for image, objects in zip(images, truth, strict=True):
+        for (x1, y1, x2, y2), label in zip(objects.boxes.int().tolist(), objects.labels.tolist(), strict=True):
+            image[2 * label, y1:y2, x1:x2] += 0.7  # red or blue
+    batch = Batch(images, torch.tensor([SIZE] * 2))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-2, 200)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model.losses(batch, truth)["cls"].backward()
+        optimizer.step()
+        schedule.step()
+    for found, objects in zip(model.eval().detect(batch, Selection(score=0.5, iou=0.2)), truth, strict=True):
+        over = pairwise_iou(objects.boxes, found.boxes)
+        same = objects.labels[:, None] == found.labels
+        assert (over * same).max(1).values.min() > 0.5
+        assert (over * same).max(0).values.min() > 0.2
