@@ -22,13 +22,6 @@ Task = Annotated[
         show_default="what the model does",
     ),
 ]
-Task = Annotated[
-    Literal["detect", "classify"] | None,
-    typer.Option(
-        help="Find objects, or name pictures; in data with boxes, classify makes a picture of each object.",
-        show_default="what the model does",
-    ),
-]
 Iou = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Of boxes that overlap more, keep the best.", show_default="the model's"),
