@@ -46,7 +46,7 @@ def roi_features(
     result = boxes.new_zeros(len(boxes), maps[0].shape[1], size, size)
     for i, (x, stride) in enumerate(zip(maps, strides, strict=True)):
         rows = (level == i).nonzero()[:, 0]
-        result = result.index_copy(0, rows, _pool(x, regions[rows], stride, pooling))
+        result.index_copy_(0, rows, _pool(x, regions[rows], stride, pooling))
     return result
 
 
