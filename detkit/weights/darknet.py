@@ -148,6 +148,11 @@ class WeightsFile:
         """The first bytes of the file."""
         return darknet_header(self.major, self.minor, self.revision, self.seen)
 
+    @property
+    def transposed(self) -> bool:
+        """Whether the weights of connected layers are [inputs, outputs]."""
+        return _transposed(self.major, self.minor)
+
 
 def read_weights(path: Path) -> WeightsFile:
     """Open a .weights file; files since version 0.2 count the pictures seen with 64 bits, older ones with 32."""
@@ -180,21 +185,26 @@ def _wide(major: int, minor: int) -> bool:
     return major * 10 + minor >= 2 and major < 1000 and minor < 1000  # parser.c, load_weights_upto
 
 
-def darknet_tensors(layer: nn.Module) -> list[Tensor]:
+def _transposed(major: int, minor: int) -> bool:
+    return major > 1000 or minor > 1000  # parser.c, load_weights_upto
+
+
+def darknet_tensors(layer: nn.Module, *, transposed: bool = False) -> list[Tensor]:
     """Return a layer's tensors in the order in which a .weights file holds them.
 
     layer: what has `weight` and `bias` (convolution, connected, local), or a Sequential that begins with such a one and
     its batch norm, if it has one. Biases come first, then scales, means and variances, then weights; a connected layer
-    has its batch norm after its weights.
+    has its batch norm after its weights. transposed: the weights of a connected layer are given as [inputs, outputs].
     """
     core: Any = layer[0] if isinstance(layer, nn.Sequential) else layer
     norm: Any = layer[1] if isinstance(layer, nn.Sequential) else None
+    weight = core.weight.T if transposed and isinstance(core, nn.Linear) else core.weight
     if not isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d):
-        return [core.bias, core.weight]
+        return [core.bias, weight]
     statistics: list[Tensor] = [norm.weight, norm.running_mean, norm.running_var]  # type: ignore[list-item]
     if isinstance(core, nn.Linear):
-        return [norm.bias, core.weight, *statistics]
-    return [norm.bias, *statistics, core.weight]
+        return [norm.bias, weight, *statistics]
+    return [norm.bias, *statistics, weight]
 
 
 def first_layers(layers: Sequence[nn.Module], path: Path) -> Sequence[nn.Module]:
@@ -219,7 +229,7 @@ def load_darknet_weights(layers: Iterable[nn.Module], path: Path, names: Iterabl
     file = read_weights(path)
     layers = list(layers)
     names = list(names or (f"layer {i} of the {len(layers)} with weights" for i in range(1, len(layers) + 1)))
-    tensors = [darknet_tensors(layer) for layer in layers]
+    tensors = [darknet_tensors(layer, transposed=file.transposed) for layer in layers]
     sizes = [sum(tensor.numel() for tensor in group) for group in tensors]
     wanted, found = sum(sizes), len(file.numbers)
     if found > wanted:
@@ -247,9 +257,10 @@ def save_darknet_weights(path: Path, layers: Iterable[nn.Module], header: bytes)
 
     What `load_darknet_weights` read of a file becomes, with that file's header, the same bytes again.
     """
+    transposed = _transposed(*struct.unpack_from("<2i", header))
     with aside(path) as part, explained(path), part.open("wb") as file:
         file.write(header)
-        for tensor in (tensor for layer in layers for tensor in darknet_tensors(layer)):
+        for tensor in (tensor for layer in layers for tensor in darknet_tensors(layer, transposed=transposed)):
             file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
         file.flush()
         os.fsync(file.fileno())

@@ -141,6 +141,34 @@ def test_a_connected_layer_has_its_batch_norm_after_its_weights():
     assert [t.data_ptr() for t in darknet_tensors(unit)] == [t.data_ptr() for t in wanted]
 
 
+@pytest.mark.parametrize(
+    ("version", "transposed"),
+    [((0, 2, 0), False), ((1000, 0, 0), False), ((0, 1000, 0), False), ((1001, 0, 0), True), ((0, 1001, 0), True)],
+)
+def test_versions_beyond_a_thousand_hold_connected_layers_transposed(tmp_path, version, transposed):
+    wide = version == (0, 2, 0)
+    linear, unit = nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 4, bias=False), DarknetNorm(4))
+    numbers = np.arange(8 + 24, dtype="<f4")
+    path = tmp_path / "a.weights"
+    path.write_bytes(struct.pack("<3i", *version) + struct.pack("<Q" if wide else "<I", 7) + numbers.tobytes())
+    file = load_darknet_weights([linear, unit], path)
+    assert linear.bias.tolist() == [0, 1]
+    assert linear.weight.tolist() == ([[2, 4, 6], [3, 5, 7]] if transposed else [[2, 3, 4], [5, 6, 7]])
+    rows = [[12, 16], [13, 17], [14, 18], [15, 19]] if transposed else [[12, 13], [14, 15], [16, 17], [18, 19]]
+    assert unit[0].weight.tolist() == rows
+    assert unit[1].weight.tolist() == [20, 21, 22, 23]
+    save_darknet_weights(tmp_path / "b.weights", [linear, unit], file.header)
+    assert (tmp_path / "b.weights").read_bytes() == path.read_bytes()
+
+
+def test_convolutions_are_never_transposed(tmp_path):
+    conv = nn.Conv2d(2, 3, 1)
+    path = tmp_path / "a.weights"
+    path.write_bytes(struct.pack("<4i", 1001, 0, 0, 7) + np.arange(9, dtype="<f4").tobytes())
+    load_darknet_weights([conv], path)
+    assert conv.weight.flatten().tolist() == [3, 4, 5, 6, 7, 8]
+
+
 def test_a_file_may_hold_the_first_layers_only(tmp_path):
     layers = [ConvUnit(3, 4, 1), nn.Conv2d(4, 2, 3), nn.Linear(5, 6)]  # 28, 74 and 36 numbers
     for numbers, count in ((28, 1), (27, 3), (102, 2), (103, 3), (138, 3), (139, 3)):
