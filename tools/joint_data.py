@@ -5,8 +5,8 @@
     detkit eval --model runs/train/1/best.safetensors --data joint/joint.yaml --split unseen
 
 Groups are those of a config's tree: a horse has boxes as an animal, and crops as a horse. Classes that are never boxed
-have crops alone: those of `--also`, which come from another data set, and those of `--never-boxed`, whose pictures are
-then not learned from. The folder then holds
+have crops alone: those of `--also`, which come from another data set, and those of `--never-boxed`: every other picture
+with one of these gives crops, and the rest is unseen. The folder then holds
 
   joint.yaml   `train` joins boxes and crops, `val` has boxes of groups, `classes` those of val by class; `unseen` has
                never-boxed classes and boxes of groups, to see whether those are found under their parents
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="yolo9000_fasternet_coco", help="whose tree says what belongs to what")
     given = parser.parse_args(arguments)
     try:
+        if given.out.exists() and any(given.out.iterdir()):
+            raise DetkitError(f"{given.out}: holds files already; name a new folder")
         tree = read_config(given.config).detector.model_dump()["tree"]
         train, val = (load_dataset(given.coco, split) for split in (given.train, given.val))
         also = [load_dataset(given.also[0], split) for split in given.also[1:]] if given.also else []
@@ -89,12 +91,14 @@ def make_joint_data(
     """
     hidden = {train.classes.index(name) for name in never_boxed}
     seen = [s for s in train.samples if hidden.isdisjoint(s.labels.tolist())]
-    with_hidden = [s for s in (*train.samples, *val.samples) if not hidden.isdisjoint(s.labels.tolist())]
+    with_hidden = [s for s in train.samples if not hidden.isdisjoint(s.labels.tolist())]
+    unseen = with_hidden[1::2] + [s for s in val.samples if not hidden.isdisjoint(s.labels.tolist())]
+    cropped = replace(train, samples=seen + with_hidden[::2])
     sets = {
         "train": _by_group(replace(train, samples=seen), tree),
         "val": _by_group(val, tree),
         "classes": val,
-        "unseen": _by_group(replace(train, samples=with_hidden), tree),
+        "unseen": _by_group(replace(train, samples=unseen), tree),
     }
     if also:
         sets["also"] = _by_group(also[1], tree)
@@ -106,18 +110,24 @@ def make_joint_data(
             image["file_name"] = str(sample.path.resolve())
         write_atomically(out / f"{name}.json", json.dumps(truth))
         counts[name] = len(data)
-    for name, objects in _to_crop([train, *also[:1]], tree).items():
+    for name, objects in _to_crop([cropped, *also[:1]], tree).items():
         spread = np.linspace(0, len(objects) - 1, min(len(objects), most or len(objects))).astype(int)
         for sample, number in [objects[i] for i in spread]:
             _, jpeg = cv2.imencode(".jpg", _crop(sample.read(), sample.boxes[number])[..., ::-1])
-            write_atomically(out / "crops" / name / f"{sample.id}_{number}.jpg", jpeg.tobytes())
+            file = out / "crops" / name / f"{sample.id}_{number}.jpg"
+            if file.exists():
+                raise DetkitError(f"{file}: both data sets have an object of this name")
+            write_atomically(file, jpeg.tobytes())
             counts["crops"] += 1
     files = {name: {"annotations": f"{name}.json", "images": "."} for name in sets}
     _write_yaml(out / "boxes.yaml", {"format": "coco", "splits": files})
     boxes = {name: {"data": "boxes.yaml", "split": name} for name in sets}
-    unseen = [boxes[name] for name in ("unseen", "also") if name in boxes]
+    never_boxed_pictures = [boxes[name] for name in ("unseen", "also") if name in boxes]
     splits = {"train": [boxes["train"], {"data": "crops"}], "val": [boxes["val"]], "classes": [boxes["classes"]]}
-    _write_yaml(out / "joint.yaml", {"format": "join", "splits": splits | ({"unseen": unseen} if unseen else {})})
+    _write_yaml(
+        out / "joint.yaml",
+        {"format": "join", "splits": splits | ({"unseen": never_boxed_pictures} if never_boxed_pictures else {})},
+    )
     return counts
 
 

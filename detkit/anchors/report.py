@@ -39,7 +39,9 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         if not outcome.judged:
             console.print(f"\n{change}")
         elif outcome.worthwhile:
-            console.print(f"\nnew anchors would help: {change}; --kmeans --write FILE puts them into a config")
+            console.print(
+                f"\nnew anchors would help: {change}; --kmeans finds them, and with --write FILE puts them into a .yaml"
+            )
         else:
             console.print(f"\nnew anchors would hardly help: {change}")
 
@@ -97,13 +99,20 @@ def levels_lines(scales: Sequence[Scale]) -> str:
 
 
 def cfg_lines(scales: Sequence[Scale]) -> str:
-    """Write anchors as a .cfg has them: in every [yolo] section, in pixels, with the mask of its scale."""
+    """Write anchors as a .cfg has them: in every [yolo] section, in pixels, with the mask of its scale.
+
+    With the filters of the convolution before each, which follow from the number of its anchors.
+    """
     anchors = np.concatenate([scale.anchors for scale in scales])
     lines = ["# in every [yolo] section", f"num={len(anchors)}", f"anchors = {_numbers(anchors)}"]
     start = 0
     for scale in scales:
         end = start + len(scale.anchors)
-        lines += [f"# in that of stride {scale.stride}", f"mask = {','.join(map(str, range(start, end)))}"]
+        number = len(scale.anchors)
+        lines += [
+            f"# in that of stride {scale.stride}, behind a [convolutional] with filters = {number} x (5 + classes)",
+            f"mask = {','.join(map(str, range(start, end)))}",
+        ]
         start = end
     return "\n".join(lines)
 
@@ -111,7 +120,8 @@ def cfg_lines(scales: Sequence[Scale]) -> str:
 def region_lines(scale: Scale) -> str:
     """Write the anchors of an only scale as the [region] section of a .cfg has them, in cells."""
     number, sides = len(scale.anchors), _numbers(scale.anchors / scale.stride)
-    return f"# in [region], in cells of {scale.stride} pixels\nnum={number}\nanchors = {sides}"
+    where = f"# in [region], in cells of {scale.stride} pixels, with filters = {number} x (5 + classes) before it"
+    return f"{where}\nnum={number}\nanchors = {sides}"
 
 
 def _numbers(anchors: Floats) -> str:

@@ -129,7 +129,9 @@ def test_a_config_of_ones_own_is_changed_in_place(run: Run, boxes: Path) -> None
 def test_forms_for_configs_and_cfgs(run: Run, boxes: Path) -> None:
     out = run("--data", boxes, "--kmeans", "-k", "2", "--size", "400")[1]
     assert "levels:\n  - {stride: 8, anchors: [[25, 25]]}\n  - {stride: 16, anchors: [[50, 50]]}\n" in out
-    assert "num=2\nanchors = 25,25, 50,50\n# in that of stride 8\nmask = 0\n# in that of stride 16\nmask = 1\n" in out
+    mask = "behind a [convolutional] with filters = 1 x (5 + classes)\nmask ="
+    sections = f"# in that of stride 8, {mask} 0\n# in that of stride 16, {mask} 1\n"
+    assert f"num=2\nanchors = 25,25, 50,50\n{sections}" in out
     assert "anchors: [[25, 25], [50, 50]]\n" in out
     assert "num=2\nanchors = 0.7812,0.7812, 1.562,1.562\n" in out
     assert "3 objects in 2 pictures, without 1 crowd or difficult object; letterbox to 400 × 400" in out
