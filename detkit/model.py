@@ -195,10 +195,13 @@ class Model:
     @torch.inference_mode()
     def detect(self, prepared: Prepared, selection: Selection | None = None) -> list[Detections]:
         """Find objects in a batch; boxes are in the pictures' own pixels."""
-        dtype = DTYPES[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
+        with self.autocast():
             found = self.detector.detect(prepared.arrived(), selection or self.selection)
         return [placement.restore(detections) for detections, placement in zip(found, prepared.placements, strict=True)]
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the network computes in the model's precision."""
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
 
 
 @cache

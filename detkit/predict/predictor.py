@@ -100,7 +100,7 @@ def detect(
             else:
                 search = None
                 if show_windows and result.frame.index is None:
-                    search = search_animation(model, result.frame.picture, result.detections, selection.score)
+                    search = search_animation(model, result.frame.picture, result.detections, selection)
                 writer.write(result.frame, result.detections, search)
                 summary.folder = writer.folder
                 _count(summary, result, model.classes)

@@ -15,6 +15,7 @@ from detkit.detectors.sliding_window import SlidingWindow
 from detkit.draw import draw
 from detkit.errors import DetkitError
 from detkit.model import Model
+from detkit.ops.nms import Selection
 from detkit.predict.sources import Source
 from detkit.structures import Detections
 
@@ -37,17 +38,20 @@ def require_windows(model: Model, sources: Sequence[Source] = ()) -> None:
 
 
 @torch.inference_mode()
-def search_animation(model: Model, picture: NDArray[np.uint8], found: Detections, score: float) -> bytes:
-    """Return a GIF of a search: windows in their order, of which those above the score stay, then what was reported.
+def search_animation(model: Model, picture: NDArray[np.uint8], found: Detections, selection: Selection) -> bytes:
+    """Return a GIF of a search: windows in their order, of which those that enter the selection stay, then the report.
 
-    picture [H, W, 3] RGB uint8; found: its detections. A frame stands for the next 60th of all windows and shows the
-    last of them. Raises DetkitError for a model without windows.
+    picture [H, W, 3] RGB uint8; found: its detections. Windows enter that show a class of the selection's with a
+    probability above its score. The picture is searched anew. A frame stands for the next 60th of all windows and shows
+    the last of them. Raises DetkitError for a model without windows.
     """
     require_windows(model)
     batch, (placement,) = model.preprocess([picture])
-    raw = model.detector(*model.detector.inputs(batch.to(model.device)))
+    with model.autocast():
+        raw = model.detector(*model.detector.inputs(batch.to(model.device)))
     boxes = placement.to_picture(raw.boxes.cpu())
-    hot = (raw.logits[0].softmax(-1)[:, :-1].amax(-1) > score).cpu()
+    labels = list(selection.labels or range(len(model.classes)))
+    hot = (raw.logits[0].softmax(-1)[:, labels].amax(-1) > selection.score).cpu()
     canvas = Image.fromarray(picture)
     scale = min(1, _LONGEST / max(canvas.size))
     small = canvas.resize([max(1, round(side * scale)) for side in canvas.size], Image.Resampling.BILINEAR)
