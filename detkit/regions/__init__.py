@@ -76,7 +76,7 @@ class GridConfig(Strict):
     """
 
     method: Literal["grid"] = "grid"
-    divisions: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8), min_length=1)
+    divisions: tuple[Annotated[int, Field(ge=1, le=10**9)], ...] = Field((1, 2, 4, 8), min_length=1)
     overlap: float = Field(0.5, ge=0, le=0.9)
     max_proposals: int | None = Field(None, ge=1)
 

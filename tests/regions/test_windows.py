@@ -45,6 +45,12 @@ def test_too_many_windows() -> None:
         propose(picture(4000, 4000), WindowsConfig(stride=1))
 
 
+def test_too_fine_a_grid() -> None:
+    grids = GridConfig(divisions=(2, 200_000), overlap=0)
+    with pytest.raises(DetkitError, match=r"grid: 40000000004 on a picture 20 wide .* lower divisions \(200000\)"):
+        propose(picture(10, 20), grids)
+
+
 def test_a_grid_by_hand() -> None:
     found = propose(picture(10, 20), GridConfig(divisions=(2, 1), overlap=0))
     assert found.boxes.tolist() == [
