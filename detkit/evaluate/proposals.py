@@ -1,7 +1,7 @@
 """How well proposals cover the objects of a data set: recall and mean average best overlap against their number.
 
 The best overlap of an object is the highest IoU that a proposal has with it; ABO is its mean over the objects of a
-class, MABO the mean of ABO over classes (Uijlings et al., IJCV 104, 2013, section 5, eq. 8). Objects that are crowds
+class (Uijlings et al., IJCV 104, 2013, section 5, eq. 7), MABO the mean of ABO over classes. Objects that are crowds
 or marked difficult are not counted.
 
 Shapes: N objects, K limits on the number of proposals of a picture.

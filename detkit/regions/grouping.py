@@ -178,7 +178,7 @@ def _neighbours(labels: Any, count: int) -> Any:
 
 @partial(compiled, fastmath=True)  # lets the sum be taken by vector instructions
 def _common(a: Any, b: Any) -> Any:
-    """The intersection of two histograms (eq. 2 and 4)."""
+    """The intersection of two histograms (eq. 1 and 3)."""
     total = np.float32(0)
     for i in range(len(a)):
         total += a[i] if a[i] < b[i] else b[i]
@@ -190,11 +190,11 @@ def _similarity(a: int, b: int, sizes: Any, boxes: Any, histograms: Any, area: i
     total = float(_common(histograms[a], histograms[b]))
     both = sizes[a] + sizes[b]
     if size:
-        total += 1 - both / area  # eq. 5
+        total += 1 - both / area  # eq. 4
     if fill:
         w = max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0])
         h = max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1])
-        total += 1 - (w * h - both) / area  # eq. 6
+        total += 1 - (w * h - both) / area  # eq. 5
     return total
 
 
@@ -241,7 +241,7 @@ def _group(
         share_a, share_b = np.float32(sizes[a] / sizes[new]), np.float32(sizes[b] / sizes[new])
         one, other, union = histograms[a], histograms[b], histograms[new]
         for i in range(len(union)):
-            union[i] = share_a * one[i] + share_b * other[i]  # eq. 3
+            union[i] = share_a * one[i] + share_b * other[i]  # eq. 2
         for part in (a, b):
             link = first[part]
             while link >= 0:
