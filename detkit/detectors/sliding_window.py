@@ -72,7 +72,7 @@ class WindowLoss(Strict):
     of a side; in a dense search such windows of the search as overlap it by `foreground_iou`, and the best one.
     negatives: background windows of each picture, which overlap no object by `background_iou`: those that the network
     as it is finds most like an object, of `pool` windows that are drawn, or of all if that is null. A dense search
-    scores all in any case.
+    scores all in any case. The best window of an object, of those drawn or of all, is never background.
     """
 
     positives: PositiveInt = 8
@@ -97,7 +97,8 @@ class SlidingWindowConfig(Classifier.Config):
     """The classifier, with the keys of detkit.classify, the windows and the loss.
 
     stride is that of the classifier's last map; crop: S, a multiple of it. grey: windows are seen without colour, as by
-    Rowley and by Viola and Jones. batch: crops that go through the network at once outside training.
+    Rowley and by Viola and Jones. search: weights learned with one are not for the other where the body pads. batch:
+    crops that go through the network at once outside training.
     """
 
     name: Literal["sliding_window"] = "sliding_window"
@@ -195,7 +196,9 @@ class SlidingWindow(Detector):
         return Candidates.from_flat(picture, raw.boxes[row], scores[picture, row, label], label, len(scores))
 
     def losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Cross-entropy of windows on objects and of hard windows on the background, averaged over windows: `cls`.
+        """Cross-entropy of windows on objects and of hard windows on the background: `cls`.
+
+        A sum over windows, divided by pictures × (positives + negatives), the windows of pictures with one object each.
 
         Hard-negative mining, or bootstrapping (Sung and Poggio, 1998, IEEE TPAMI 20(1), section 2.4; Rowley, section 2;
         Dalal and Triggs, 2005, CVPR, section 4): search pictures with the network that has been learned so far, take
