@@ -8,11 +8,13 @@ ALL = {"color": True, "texture": True, "size": True, "fill": True}
 NONE = dict.fromkeys(ALL, False)
 
 
-def three(colors: list[list[float]], sizes: list[int], boxes: list[list[int]]) -> Segments:
-    """Three segments in a row, of which the first and the last do not touch; texture is all alike."""
+def three(
+    colors: list[list[float]], sizes: list[int], boxes: list[list[int]], textures: list[list[float]] | None = None
+) -> Segments:
+    """Three segments in a row, of which the first and the last do not touch; by default texture is all alike."""
     histograms = np.zeros((3, 25 + 80), np.float32)
     histograms[:, :2] = colors
-    histograms[:, 25] = 1
+    histograms[:, 25:27] = textures or [1, 0]
     pairs = np.array([[0, 1], [1, 2]])
     return Segments(np.array(sizes), np.array(boxes), histograms, pairs)
 
@@ -21,11 +23,14 @@ BOXES = [[0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10]]
 
 
 def test_similarity_by_hand() -> None:
-    """Colour: 0 and 1 share 0.4, 1 and 2 share 0.7. Size: 100 + 300 and 300 + 500 of 900 pixels."""
-    segments = three([[1, 0], [0.4, 0.6], [0.1, 0.9]], [100, 300, 500], BOXES)
+    """0 and 1 share 0.4 of colour and 0.8 of texture, 1 and 2 0.7 and 0.3; 400 and 800 of 900 pixels."""
+    textures = [[1, 0], [0.8, 0.2], [0.1, 0.9]]
+    segments = three([[1, 0], [0.4, 0.6], [0.1, 0.9]], [100, 300, 500], BOXES, textures)
     by_color = group(segments, **NONE | {"color": True})
     assert by_color.parts.tolist() == [[1, 2], [0, 3]]
     assert by_color.boxes.tolist() == [*BOXES, [10, 0, 30, 10], [0, 0, 30, 10]]
+    for alike in ({"texture": True}, {"color": True, "texture": True}):  # 0.8 > 0.3, and 0.4 + 0.8 > 0.7 + 0.3
+        assert group(segments, **NONE | alike).parts.tolist() == [[0, 1], [2, 3]]
     by_size = group(segments, **NONE | {"size": True})  # 1 − 400 / 900 > 1 − 800 / 900
     assert by_size.parts.tolist() == [[0, 1], [2, 3]]
     # 0.4 + 1 − 4 / 9 = 0.956 beats 0.7 + 1 − 8 / 9 = 0.811
