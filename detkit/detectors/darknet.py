@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,10 +23,13 @@ from detkit.backbones.norm import DarknetNorm
 from detkit.config import Strict
 from detkit.detectors.base import Detector
 from detkit.errors import DetkitError, nearest
-from detkit.ops.yolo import yolo_candidates, yolov1_candidates
+from detkit.ops.nms import Selection
+from detkit.ops.word_tree import WordTree
+from detkit.ops.yolo import tree_candidates, yolo_candidates, yolov1_candidates
 from detkit.preprocess import Preprocess
 from detkit.structures import Batch, Candidates, Target
 from detkit.weights.darknet import Section, load_darknet_weights, parse_cfg, read_cfg, read_text
+from detkit.weights.word_tree import Tree, parent_labels, read_tree
 
 Shape = tuple[int, int, int]
 
@@ -105,15 +109,18 @@ class GroupSoftmax(nn.Module):
 class GridHead(nn.Module):
     """[yolo] or [region]: passes the raw map on; `Darknet.decode` reads it with what is written here.
 
-    anchors [A, 2]: width and height in pixels of the network's input.
+    anchors [A, 2]: width and height in pixels of the network's input. tree: of the classes of a [region], if they have
+    one.
     """
 
     anchors: Tensor
+    tree: WordTree | None
 
     def __init__(self, anchors: Tensor, num_classes: int, scale_xy: float, softmax: bool) -> None:
         super().__init__()
         self.register_buffer("anchors", anchors, persistent=False)
         self.num_classes, self.scale_xy, self.softmax = num_classes, scale_xy, softmax
+        self.tree = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map as it is."""
@@ -279,6 +286,7 @@ def _yolo(section: Section, shapes: Mapping[int, Shape]) -> Layer:
 def _region(section: Section, shapes: Mapping[int, Shape]) -> Layer:
     _, height, width = _input(section, shapes)
     cell = torch.tensor([shapes[-1][2] / width, shapes[-1][1] / height])  # anchors are in cells, not pixels
+    section.text("tree", "")  # a file, which `darknet_model_config` reads into `DarknetConfig.tree`
     return _grid_head(section, shapes, _anchors(section) * cell, 1, softmax=section.integer("softmax", 0) > 0)
 
 
@@ -346,8 +354,9 @@ WITHOUT_EFFECT = {
     "cost": "ratio scale type",
     "detection": "class_scale coord_scale forced jitter max noobject_scale object_scale random rescore resize",
     "dropout": "dropblock dropblock_size_abs dropblock_size_rel",
-    "region": "absolute bias_match class_scale classfix coord_scale focal_loss jitter log mask_scale max "
+    "region": "absolute bias_match class_scale classfix coord_scale focal_loss jitter log map mask_scale max "
     "noobject_scale object_scale random rescore resize sqrt thresh",
+    # map: to which label of a tree a label of the training data belongs.
     "route": "stream wait_stream",
     "softmax": "noloss",
     # beta_nms and nms_kind: how candidates are selected is no part of the network.
@@ -409,11 +418,17 @@ def _build(section: Section, shapes: Mapping[int, Shape], heads: Mapping[int, Se
 
 
 class DarknetConfig(Strict):
-    """The text of a .cfg, verbatim, and what errors call it."""
+    """The text of a .cfg, verbatim, and what errors call it.
+
+    tree: each label's parent, -1 at the top, which the file says that `tree=` of a [region] names. tree_threshold: a
+    box is named by the deepest label whose probability, given an object, is above it (Darknet's -hier).
+    """
 
     name: Literal["darknet"] = "darknet"
     cfg: str
     file: str = "cfg"
+    tree: list[int] | None = None
+    tree_threshold: float = Field(0.5, ge=0, lt=1)
 
 
 class Darknet(Detector):
@@ -433,6 +448,7 @@ class Darknet(Detector):
         shapes: dict[int, Shape] = {-1: (3, *size_hw)}
         heads: dict[int, Section] = {}
         self.cfg, self.file, self.sections = config.cfg, config.file, sections
+        self.tree_threshold = config.tree_threshold
         self.layers = nn.ModuleList()
         self.sources: list[tuple[int, ...]] = []
         for section in sections:
@@ -441,6 +457,8 @@ class Darknet(Detector):
             self.layers.append(layer.module)
             self.sources.append(layer.sources)
             if isinstance(layer.module, GridHead | DetectionHead):
+                if "tree" in section.options:
+                    layer.module.tree = _word_tree(section, config.tree, layer.module.num_classes)
                 _check_head(layer.module, section, heads, num_classes)
                 heads[section.layer] = section
         last = len(sections) - 1
@@ -468,6 +486,13 @@ class Darknet(Detector):
 
     def decode(self, raw: list[Tensor], threshold: float) -> Candidates:
         """Raw outputs → boxes whose score is above the threshold, head by head."""
+        return self._candidates(raw, threshold)
+
+    def candidates(self, raw: list[Tensor], selection: Selection) -> Candidates:
+        """Over a tree, a row for each box and each label that is asked for, as in YOLO9000; else as `decode`."""
+        return self._candidates(raw, selection.score, selection.labels)
+
+    def _candidates(self, raw: list[Tensor], threshold: float, labels: Sequence[int] = ()) -> Candidates:
         heads: list[Any] = self.heads
         if not heads:
             raise DetkitError(f"{self.file}: has no [yolo], [region] or [detection] layer, so it finds no boxes")
@@ -475,6 +500,10 @@ class Darknet(Detector):
             head = heads[0]
             return yolov1_candidates(raw[0], head.side, head.boxes, self.size_hw, threshold, squared=head.squared)
         size_hw = round(raw[0].shape[2] * self.strides[0]), round(raw[0].shape[3] * self.strides[1])
+        if heads[0].tree is not None:
+            return tree_candidates(
+                raw[0], heads[0].anchors, size_hw, threshold, heads[0].tree, self.tree_threshold, labels
+            )
         return yolo_candidates(
             raw,
             [head.anchors for head in heads],
@@ -513,6 +542,17 @@ def _check_head(
             raise section.error(f"cannot stand beside section {other.number} [{other.kind}]: only [yolo] may repeat")
 
 
+def _word_tree(section: Section, parents: list[int] | None, num_classes: int) -> WordTree:
+    if parents is None:
+        raise section.error("the tree is not there: load the .cfg by its path, with the file beside it", "tree")
+    if len(parents) != num_classes:
+        raise section.error(f"the tree has {len(parents)} labels, but classes is {num_classes}", "tree")
+    try:
+        return WordTree(parents)
+    except ValueError as error:
+        raise section.error(f"is no tree: {error}", "tree") from None
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -523,11 +563,27 @@ def darknet_model_config(path: Path) -> dict[str, Any]:
     if not heads:
         raise DetkitError(f"{path}: has no [yolo], [region] or [detection] layer, so it finds no boxes")
     classes = heads[0].integer("classes", 1 if heads[0].kind == "detection" else 20, low=1)
+    tree = _named_tree(path, heads[0]) if heads[0].kind == "region" and "tree" in heads[0].options else None
+    detector = {"name": "darknet", "cfg": path.read_bytes().decode(), "file": path.name}  # to the byte
     return {
-        "classes": darknet_names(path, classes),
-        "detector": {"name": "darknet", "cfg": path.read_bytes().decode(), "file": path.name},  # to the byte
+        "classes": list(tree) if tree is not None else darknet_names(path, classes),
+        "detector": detector | ({"tree": parent_labels(tree)} if tree is not None else {}),
         "preprocess": darknet_preprocess(sections).model_dump(),
     }
+
+
+def _named_tree(cfg: Path, region: Section) -> Tree:
+    """Read the tree that a [region] names, with the names of <stem>.names beside the .cfg, or those beside the tree.
+
+    It is looked for from the .cfg's folder, from the one above, as Darknet's cfg/ lies beside data/, and by its name
+    alone.
+    """
+    name = Path(region.text("tree", ""))
+    for path in (cfg.parent / name, cfg.parent / ".." / name, cfg.parent / name.name):
+        if path.exists():
+            names = cfg.with_suffix(".names")
+            return read_tree(path, names if names.exists() else None)
+    raise region.error(f"tree={name} is not there; put {name.name} and its .names beside the .cfg", "tree")
 
 
 def darknet_preprocess(sections: list[Section]) -> Preprocess:

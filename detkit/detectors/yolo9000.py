@@ -24,23 +24,18 @@ from detkit.ops.anchors import cells_reached
 from detkit.ops.losses import Objects, labelled
 from detkit.ops.nms import Selection
 from detkit.ops.word_tree import WordTree
-from detkit.ops.yolo import cells
+from detkit.ops.yolo import tree_candidates
 from detkit.structures import Candidates, Target
-from detkit.weights.word_tree import Tree, flat_tree, read_tree
+from detkit.weights.word_tree import Tree, flat_tree, parent_labels, read_tree
 
 
 def _tree(value: Any) -> Tree:
     try:
         tree = read_tree(Path(value)) if isinstance(value, str) else flat_tree(value)
-        WordTree(_parents(tree))
+        WordTree(parent_labels(tree))
     except DetkitError as error:
         raise ValueError(str(error)) from None
     return tree
-
-
-def _parents(tree: Tree) -> list[int]:
-    label_of = {name: label for label, name in enumerate(tree)}
-    return [-1 if parent is None else label_of[parent] for parent in tree.values()]
 
 
 class YOLO9000LossWeights(YOLOv2LossWeights):
@@ -85,44 +80,20 @@ class YOLO9000(YOLOv2):
         super().__init__(config, num_classes, size_hw)
         if num_classes != len(config.tree):
             raise DetkitError(f"detector.tree: the tree has {len(config.tree)} names, the model {num_classes} classes")
-        self.tree = WordTree(_parents(config.tree))
+        self.tree = WordTree(parent_labels(config.tree))
         self.tree_threshold = config.tree_threshold
 
     def decode(self, raw: Tensor, threshold: float) -> Candidates:
-        """Raw map → one row for each box whose score is above the threshold, named by a walk down the tree.
-
-        The walk takes the more probable child at every split until it falls to `tree_threshold`; the score is
-        objectness · probability of the node where it ends ("Detection with YOLO9000").
-        """
-        place, boxes, sure, log_conditional = self._found(raw, threshold)
-        labels, log_probability = self.tree.walk(log_conditional, self.tree_threshold)
-        scores = sure * log_probability.exp()
-        rows = (scores > threshold).nonzero()[:, 0]
-        return Candidates.from_flat(place[rows], boxes[rows], scores[rows], labels[rows], len(raw))
+        """Raw map → one row for each box whose score is above the threshold, named by a walk down the tree."""
+        return self._candidates(raw, threshold)
 
     def candidates(self, raw: Tensor, selection: Selection) -> Candidates:
-        """Where labels are asked for, a row for each box and each of them by its own probability; else as `decode`.
+        """Where labels are asked for, a row for each box and each of them by its own probability; else as `decode`."""
+        return self._candidates(raw, selection.score, selection.labels)
 
-        So that a terrier counts as a dog where dogs are wanted, as the paper evaluates on COCO's classes.
-        """
-        if not selection.labels:
-            return self.decode(raw, selection.score)
-        place, boxes, sure, log_conditional = self._found(raw, selection.score)
-        wanted = torch.tensor(selection.labels, device=raw.device)
-        scores = sure[:, None] * self.tree.log_probability(log_conditional, wanted).exp()
-        box, label = (scores > selection.score).nonzero().unbind(1)
-        return Candidates.from_flat(place[box], boxes[box], scores[box, label], wanted[label], len(raw))
-
-    def _found(self, raw: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Predictions with an objectness above the threshold.
-
-        Their picture [K], boxes [K, 4], objectness [K], and log-probabilities given the parent [K, C].
-        """
-        grid = cells(raw, len(self.anchors)).float()
-        seen = grid[..., 4].sigmoid() > threshold
-        values = grid[seen]
-        log_conditional = self.tree.log_conditional(values[:, 5:])
-        return seen.nonzero()[:, 0], self._boxes(grid)[seen], values[:, 4].sigmoid(), log_conditional
+    def _candidates(self, raw: Tensor, threshold: float, labels: Sequence[int] = ()) -> Candidates:
+        size_hw = raw.shape[2] * STRIDE, raw.shape[3] * STRIDE
+        return tree_candidates(raw, self.anchors, size_hw, threshold, self.tree, self.tree_threshold, labels)
 
     def _terms(self, grid: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """YOLOv2's terms, to which pictures with a label alone are crowds, and what those teach.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops import kernels
+from detkit.ops.word_tree import WordTree
 from detkit.structures import Candidates
 
 
@@ -52,18 +53,11 @@ def yolo_candidates(
         from detkit.ops.kernels import decode  # needs Triton
 
         return decode.yolo_candidates(maps, anchors, size_hw, threshold, scale_xy, softmax)
-    height, width = size_hw
     found = []
     for i, (raw, sizes) in enumerate(zip(maps, anchors, strict=True)):
-        grid = cells(raw, len(sizes))
-        objectness = grid[..., 4].float().sigmoid()  # most cells end here, so their classes are never read
-        picture, row, column, anchor = (objectness > threshold).nonzero().unbind(1)
-        values = grid[picture, row, column, anchor].float()
-        stride = values.new_tensor([width / grid.shape[2], height / grid.shape[1]])
-        cell = torch.stack([column, row], 1)
-        boxes = yolo_boxes(values[:, :4], cell, sizes[anchor], stride, scale_xy[i] if scale_xy is not None else 1.0)
-        classes = values[:, 5:].softmax(1) if softmax else values[:, 5:].sigmoid()
-        scores = objectness[picture, row, column, anchor, None] * classes
+        scale = scale_xy[i] if scale_xy is not None else 1.0
+        picture, boxes, objectness, classes = _sure_boxes(raw, sizes, size_hw, threshold, scale)
+        scores = objectness[:, None] * (classes.softmax(1) if softmax else classes.sigmoid())
         box, label = (scores > threshold).nonzero().unbind(1)
         found.append((picture[box], boxes[box], scores[box, label], label))
     picture, boxes, scores, labels = (torch.cat(column) for column in zip(*found, strict=True))
@@ -71,6 +65,52 @@ def yolo_candidates(
         picture, order = picture.sort(stable=True)
         boxes, scores, labels = boxes[order], scores[order], labels[order]
     return Candidates.from_flat(picture, boxes, scores, labels, len(maps[0]))
+
+
+def tree_candidates(
+    raw: Tensor,
+    anchors: Tensor,
+    size_hw: tuple[int, int],
+    threshold: float,
+    tree: WordTree,
+    tree_threshold: float,
+    labels: Sequence[int] = (),
+) -> Candidates:
+    """Raw map of YOLO9000 to boxes in input pixels, a row per box with a score above the threshold.
+
+    raw and anchors: as one level of `yolo_candidates`. A box is named by a walk down the tree, which takes the more
+    probable child at every split until the probability falls to `tree_threshold`; score = objectness · probability of
+    the node where it ends ("Detection with YOLO9000"). Where labels are asked for, there is a row per box and each of
+    them by its own probability instead: so a terrier counts as a dog where dogs are wanted, as the paper evaluates on
+    COCO's classes.
+    """
+    picture, boxes, objectness, classes = _sure_boxes(raw, anchors, size_hw, threshold)
+    log_conditional = tree.log_conditional(classes)
+    if labels:
+        wanted = torch.tensor(labels, device=raw.device)
+        scores = objectness[:, None] * tree.log_probability(log_conditional, wanted).exp()
+        box, label = (scores > threshold).nonzero().unbind(1)
+        return Candidates.from_flat(picture[box], boxes[box], scores[box, label], wanted[label], len(raw))
+    label, log_probability = tree.walk(log_conditional, tree_threshold)
+    scores = objectness * log_probability.exp()  # Darknet's score is the objectness alone, whatever the walk ends at
+    box = (scores > threshold).nonzero()[:, 0]
+    return Candidates.from_flat(picture[box], boxes[box], scores[box], label[box], len(raw))
+
+
+def _sure_boxes(
+    raw: Tensor, anchors: Tensor, size_hw: tuple[int, int], threshold: float, scale_xy: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Predictions of a map with an objectness above the threshold: picture [K], box [K, 4], objectness [K], classes.
+
+    The class scores [K, C] are raw.
+    """
+    grid = cells(raw, len(anchors))
+    objectness = grid[..., 4].float().sigmoid()  # most cells end here, so their classes are never read
+    picture, row, column, anchor = (objectness > threshold).nonzero().unbind(1)
+    values = grid[picture, row, column, anchor].float()
+    stride = values.new_tensor([size_hw[1] / grid.shape[2], size_hw[0] / grid.shape[1]])
+    boxes = yolo_boxes(values[:, :4], torch.stack([column, row], 1), anchors[anchor], stride, scale_xy)
+    return picture, boxes, objectness[picture, row, column, anchor], values[:, 5:]
 
 
 def yolov1_parts(raw: Tensor, side: int, boxes: int) -> tuple[Tensor, Tensor, Tensor]:

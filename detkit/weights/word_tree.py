@@ -26,11 +26,12 @@ from detkit.weights.darknet import read_text
 Tree = dict[str, str | None]
 
 
-def read_tree(path: Path) -> Tree:
+def read_tree(path: Path, names_file: Path | None = None) -> Tree:
     """Read a `.tree` or a YAML file.
 
-    The names of a `.tree` are the lines of the `.names` beside it, or without such a file its ids; a name that stands
-    there twice gets its id behind it, as in `crane (n01)`. Raises DetkitError with file and line.
+    The names of a `.tree` are the lines of `names_file`, by default of the `.names` beside it, or without such a file
+    its ids; a name that stands there twice gets its id behind it, as in `crane (n01)`. Raises DetkitError with file and
+    line.
     """
     if path.suffix != ".tree":
         tree = read_yaml(path)
@@ -58,8 +59,8 @@ def read_tree(path: Path) -> Tree:
     if times > 1:
         raise DetkitError(f"{path}: the children of {parted} stand in {times} places; they must stand side by side")
     names = ids
-    if path.with_suffix(".names").exists():
-        file = path.with_suffix(".names")
+    file = names_file or path.with_suffix(".names")
+    if file.exists():
         names = [line.strip() for line in read_text(file, "a list of class names").rstrip().splitlines()]
         if len(names) != len(ids):
             raise DetkitError(f"{file}: holds {len(names)} names, but {path} has {len(ids)} labels")
@@ -68,6 +69,12 @@ def read_tree(path: Path) -> Tree:
     if len(set(names)) < len(names):
         raise DetkitError(f"{path}: the id {Counter(names).most_common(1)[0][0]} stands twice")
     return {name: names[parent] if parent >= 0 else None for name, parent in zip(names, parents, strict=True)}
+
+
+def parent_labels(tree: Tree) -> list[int]:
+    """Return the label of each label's parent, -1 at the top."""
+    label_of = {name: label for label, name in enumerate(tree)}
+    return [-1 if parent is None else label_of[parent] for parent in tree.values()]
 
 
 def flat_tree(tree: Any) -> Tree:

@@ -24,11 +24,13 @@ from detkit.detectors.darknet import (
     load_darknet,
 )
 from detkit.errors import DetkitError
-from detkit.model import build_detector, load, load_weights, read_config
+from detkit.export.checkpoint import export_checkpoint
+from detkit.export.darknet import save_darknet
+from detkit.model import ModelConfig, build_detector, load, load_weights, read_config, read_model
 from detkit.ops.boxes import xyxy_to_cxcywh
 from detkit.ops.nms import Selection, select
 from detkit.preprocess import Placement
-from detkit.structures import Candidates
+from detkit.structures import Batch, Candidates
 from detkit.weights.darknet import load_darknet_weights, parse_cfg, read_cfg
 
 slow = pytest.mark.slow
@@ -368,6 +370,109 @@ scale_x_y=1.2
     w, h = 10 * np.exp(0.2), 20 * np.exp(-0.3)
     assert found.boxes[0, 0].tolist() == pytest.approx([x - w / 2, y - h / 2, x + w / 2, y + h / 2], rel=1e-5)
     assert found.scores[0, 0].item() == pytest.approx(logistic(2) * logistic(1), rel=1e-5)
+
+
+TREE = "n1 -1\nn2 -1\nn3 0\nn4 0\nn5 1\nn6 2\nn7 2\n"
+NAMES = ["animal", "vehicle", "dog", "crane (n4)", "crane (n5)", "terrier", "poodle"]
+
+
+@pytest.fixture
+def over_a_tree(tmp_path) -> Path:
+    """A .cfg as yolo9000.cfg ends, in a folder beside that of its tree, as Darknet's lie; the .weights beside it."""
+    for folder in ("cfg", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "7.tree").write_text(TREE)
+    (tmp_path / "data" / "7.names").write_text("\n".join(name.split(" (")[0] for name in NAMES))
+    config = {
+        "classes": NAMES,
+        "detector": {
+            "name": "yolov2",
+            "backbone": {"name": "darknet_reference"},
+            "anchors": [[12, 17], [70, 81]],
+            "neck": {"depth": 0, "passthrough": False},
+        },
+        "preprocess": {"size": [64, 96]},
+    }
+    torch.manual_seed(0)
+    detector = build_detector(ModelConfig.model_validate(config))
+    nn.init.normal_(detector.head.bias)
+    cfg = tmp_path / "cfg" / "yolo7.cfg"
+    save_darknet(cfg, detector, (64, 96), NAMES)
+    cfg.with_suffix(".names").unlink()
+    cfg.write_text(cfg.read_text() + "tree=data/7.tree\nmap = data/coco7.map\n")
+    return cfg
+
+
+@torch.no_grad()
+def test_a_region_over_a_tree_detects_as_yolo9000(over_a_tree, tmp_path):
+    config, network = read_model(over_a_tree)
+    assert config.classes == NAMES
+    raw = torch.full((1, 24, 2, 3), -9.0)
+    one, two = raw.view(2, 12, 2, 3)[:, :, 1, 2]
+    one[:] = torch.tensor([0, 0, 0, 0, 2, 3, 0, 2, 0, 0, 3, 0])  # a terrier
+    two[:] = torch.tensor([0, 0, 0, 0, 2, 3, 0, 2, 0, 0, 0.1, 0])  # a dog, but which?
+    found = network.decode([raw], 0.1)
+    assert [NAMES[label] for label in found.labels[0]] == ["terrier", "dog"]
+    dog = 1 / (1 + np.exp(-2)) ** 2 / (1 + np.exp(-3))
+    assert found.scores[0].tolist() == pytest.approx([dog / (1 + np.exp(-3)), dog], rel=1e-5)
+    assert found.boxes[0, 0].tolist() == pytest.approx([80 - 6, 48 - 8.5, 80 + 6, 48 + 8.5])
+    network.tree_threshold = 0.9
+    assert [NAMES[label] for label in network.decode([raw], 0.1).labels[0]] == ["animal", "animal"]
+    network.tree_threshold = 0.5
+
+    # The explicit detector takes the same .weights, and both give the same for each picture.
+    detector = {
+        "name": "yolo9000",
+        "backbone": {"name": "darknet_reference"},
+        "anchors": [[12, 17], [70, 81]],
+        "neck": {"depth": 0, "passthrough": False},
+        "tree": str(tmp_path / "data" / "7.tree"),
+    }
+    tree = {"classes": [], "detector": detector, "preprocess": config.preprocess.model_dump(mode="json")}
+    (tmp_path / "own.yaml").write_text(json.dumps(tree))
+    own, explicit = read_model(tmp_path / "own.yaml", over_a_tree.with_suffix(".weights"))
+    assert own.classes == NAMES
+    batch = Batch(torch.rand(2, 3, 64, 96), torch.tensor([[64, 96]] * 2))
+    for selection in (Selection(score=0.01), Selection(score=0.01, labels=(0, 3))):
+        for a, b in zip(network.detect(batch, selection), explicit.detect(batch, selection), strict=True):
+            assert len(a) > 3
+            torch.testing.assert_close((a.boxes, a.scores, a.labels), (b.boxes, b.scores, b.labels))
+    asked = network.detect(batch, Selection(score=0.01, labels=(0, 3)))
+    assert {label for one in asked for label in one.labels.tolist()} == {0, 3}
+
+
+@torch.no_grad()
+def test_a_checkpoint_keeps_the_tree(over_a_tree, tmp_path):
+    export_checkpoint(tmp_path / "a.safetensors", over_a_tree)
+    (tmp_path / "data" / "7.tree").unlink()
+    config, network = read_model(tmp_path / "a.safetensors")
+    assert (config.classes, config.detector.tree) == (NAMES, [-1, -1, 0, 0, 1, 2, 2])
+    assert network.heads[0].tree.depth == 3
+
+
+def test_a_tree_is_found_beside_its_cfg_and_named_by_the_names_there(over_a_tree, tmp_path):
+    (tmp_path / "data" / "7.tree").rename(over_a_tree.parent / "7.tree")
+    assert darknet_model_config(over_a_tree)["classes"] == [f"n{i}" for i in range(1, 8)]
+    over_a_tree.with_suffix(".names").write_text("\n".join("abcdefg"))
+    assert darknet_model_config(over_a_tree)["classes"] == list("abcdefg")
+
+
+def test_a_tree_that_does_not_serve_is_named(over_a_tree, tmp_path):
+    text = over_a_tree.read_text()
+    with pytest.raises(DetkitError, match=r"yolo7\.cfg, line \d+: section \d+ \[region\]: the tree is not there"):
+        Darknet(DarknetConfig(cfg=text, file="yolo7.cfg"), 7, (64, 96))
+    with pytest.raises(DetkitError, match="is no tree: label 0 has the parent 7"):
+        Darknet(DarknetConfig(cfg=text, tree=[7] * 7), 7, (64, 96))
+    (tmp_path / "data" / "7.names").unlink()
+    (tmp_path / "data" / "7.tree").write_text(TREE + "n8 2\n")
+    with pytest.raises(DetkitError, match=r"\[region\]: the tree has 8 labels, but classes is 7"):
+        read_model(over_a_tree)
+    (tmp_path / "data" / "7.tree").unlink()
+    with pytest.raises(DetkitError, match=r"tree=data/7\.tree is not there; put 7\.tree and its \.names beside the"):
+        read_model(over_a_tree)
+    region = "[convolutional]\nfilters=14\n[yolo]\nanchors=1,2,3,4\nnum=2\nclasses=2\ntree=a.tree\n"
+    with pytest.raises(DetkitError, match="unknown option 'tree'"):
+        build(region)
 
 
 TINY = """
