@@ -1,4 +1,4 @@
-"""Batch norm as Darknet computes it."""
+"""Batch norm as Darknet computes it with what was learned."""
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ class DarknetNorm(nn.BatchNorm2d):
     """Batch norm that divides by sqrt(variance) + 1e-6 instead of sqrt(variance + ε), as normalize_cpu in blas.c.
 
     The statistics are kept as a .weights file holds them, so that they can be written back to the bit.
+    While training they follow a batch by PyTorch's .1, not by the .01 of forward_batchnorm_layer in batchnorm_layer.c.
     """
 
     running_mean: Tensor

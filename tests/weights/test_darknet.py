@@ -216,6 +216,13 @@ def test_a_missing_weights_file(tmp_path):
         read_weights(tmp_path / "none.weights")
 
 
+def test_statistics_follow_a_batch_by_a_tenth():
+    norm = DarknetNorm(1).train()
+    norm(torch.tensor([1.0, 5.0]).view(2, 1, 1, 1))
+    assert norm.running_mean.item() == pytest.approx(0.3)
+    assert norm.running_var.item() == pytest.approx(0.9 + 0.8)  # of 8, which counts 1 / (n - 1) as in Darknet
+
+
 def test_batch_norm_divides_by_the_deviation_plus_a_millionth():
     norm = DarknetNorm(4).eval()
     with torch.no_grad():
