@@ -164,6 +164,7 @@ class YOLOv1(Detector):
     def _assign(self, objects: Objects) -> tuple[Objects, Tensor, Tensor, Tensor]:
         """The objects [M] that have a cell to themselves, and its picture, row and column [M] each."""
         column, row = self._cell(objects.boxes).unbind(1)
+        # The released code takes the first of a cell's objects, whose order it has shuffled; the paper does not say.
         last = last_of_each(torch.stack([objects.picture, row, column]))
         return objects[last], objects.picture[last], row[last], column[last]
 

@@ -146,7 +146,7 @@ def yolov1_candidates(
     Candidates of a picture are ordered by row, column, box, class. YOLOv1 (arXiv 1506.02640), section 2.
     """
     classes, confidence, offsets = yolov1_parts(raw.float(), side, boxes)
-    scores = confidence[..., None] * classes[..., None, :]
+    scores = confidence[..., None] * classes[..., None, :]  # of two numbers below 0 above it, as in Darknet
     picture, row, column, box, label = (scores > threshold).nonzero().unbind(1)
     t, cell = offsets[picture, row, column, box], torch.stack([column, row], 1)
     xyxy = yolov1_boxes(t, cell, side, size_hw, squared=squared)

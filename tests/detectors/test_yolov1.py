@@ -15,6 +15,7 @@ from detkit.errors import DetkitError
 from detkit.inference import fold_batch_norm
 from detkit.model import build_detector, read_config
 from detkit.ops.nms import Selection
+from detkit.ops.yolo import yolov1_candidates
 from detkit.structures import Batch, Target
 from detkit.train.config import Train
 from detkit.train.module import frozen_modules
@@ -260,6 +261,13 @@ def test_decoding_by_hand() -> None:
     torch.testing.assert_close(found.boxes, torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]] * 2))
     torch.testing.assert_close(found.scores, torch.tensor([0.72, 0.4]))
     assert found.labels.tolist() == [0, 2]
+
+
+def test_two_numbers_below_zero_make_a_score_as_in_darknet() -> None:
+    raw = torch.tensor([[-0.9, 0.5, -1.0, 0.5, 0.5, 0.5, 0.5]])  # two classes, a confidence and a box
+    found = yolov1_candidates(raw, 1, 1, (32, 32), 0.2)
+    assert found.labels.tolist() == [[0]]
+    assert found.scores[0].tolist() == pytest.approx([0.9])
 
 
 def test_detections_lie_in_the_input_and_above_the_score() -> None:
