@@ -10,12 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detkit.backbones import BackboneConfig
 from detkit.backbones.layers import ConvUnit
-from detkit.config import shipped_configs
+from detkit.config import read_yaml, shipped_configs
 from detkit.detectors.yolov2 import YOLOv2, YOLOv2Config, YOLOv2Loss, YOLOv2Neck
 from detkit.errors import DetkitError
 from detkit.model import build_detector, load_weights, read_config
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
+from detkit.weights.darknet import read_cfg
 
 CLASSES = 3
 HEIGHT, WIDTH = 96, 128
@@ -337,3 +338,10 @@ def test_sizes_are_multiples_of_the_stride() -> None:
     config = YOLOv2Config(backbone=BackboneConfig(name="darknet_tiny"), anchors=ANCHORS)
     with pytest.raises(DetkitError, match=r"preprocess\.size: \[96, 100\] must be multiples of 32"):
         YOLOv2(config, 2, (96, 100))
+
+
+def test_the_small_one_is_trained_as_released(shared) -> None:
+    net = read_cfg(shared / "darknet_reference" / "cfg" / "yolov2_tiny_voc_416x416.cfg")[0]
+    epochs = [round(batches * 64 / 16_551) for batches in (net.integer("max_batches", 0), *net.integers("steps")[2:])]
+    train = read_yaml(shipped_configs()["yolov2_tiny_voc"])["train"]
+    assert [train["epochs"], *train["schedule"]["milestones"]] == epochs
