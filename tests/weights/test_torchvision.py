@@ -171,6 +171,37 @@ def test_a_model_is_exported_to_torchvisions_of_the_same_layers(tmp_path) -> Non
         export_torchvision(tmp_path / "z.pt", tmp_path / "narrow.safetensors")
 
 
+def test_what_no_weight_tells_must_be_torchvisions_too(tmp_path, monkeypatch) -> None:
+    small, large = "fasterrcnn_mobilenet_v3_large_320_fpn", NAMES[2]
+    tree = torchvision_model_config(small, 3)
+    plain = ModelConfig.model_validate(tree)
+    detector = build_detector(plain)
+
+    def export(name: str = "mine", **changes: object) -> str:
+        config = ModelConfig.model_validate(tree | {"detector": tree["detector"] | changes})
+        monkeypatch.setattr("detkit.export.torchvision.read_model", lambda *_: (config, detector))
+        return export_torchvision(tmp_path / "x.pt", name)
+
+    assert export() == small, "by the size of pictures and the number of proposals"
+    assert export(f"torchvision/{large}") == large
+    pooling, anchors = tree["detector"]["head"]["pooling"], tree["detector"]["anchors"]
+    (tmp_path / "x.pt").unlink()
+    for key, changes in (
+        ("anchors.sizes", {"anchors": {"sizes": [[16, 32, 64, 128, 256]] * 3}}),
+        ("anchors.ratios", {"anchors": anchors | {"ratios": [1, 0.5, 2]}}),
+        ("head.delta_weights", {"head": {"pooling": pooling, "delta_weights": [1, 1, 1, 1]}}),
+        ("head.pooling.method", {"head": {"pooling": pooling | {"method": "max"}}}),
+        ("head.pooling.half_pixel", {"head": {"pooling": pooling | {"half_pixel": True}}}),
+        ("strides", {"pooled_level": False, "strides": [16, 32, 32]}),
+    ):
+        with pytest.raises(DetkitError, match=rf"of torchvision's {small}, but its detector\.{key} is"):
+            export(**changes)
+    detector.normalize.mean.fill_(0.5)
+    with pytest.raises(DetkitError, match=r"but its normalize\.mean is \[0\.5, 0\.5, 0\.5\] and not \[0\.485, "):
+        export()
+    assert not (tmp_path / "x.pt").exists()
+
+
 def test_the_command_writes_a_state_dict(tmp_path, monkeypatch, capsys) -> None:
     reference = theirs(NAMES[2], num_classes=4)
     torch.save(reference.state_dict(), tmp_path / "x.pt")
