@@ -7,6 +7,7 @@ networks it is written with the layers in the order of the released files, so th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from detkit.backbones.darknet import DarknetBackbone, Residual
 from detkit.backbones.layers import ACTIVATIONS, Local, Reorg, SamePool
 from detkit.backbones.norm import DarknetNorm
 from detkit.classify.classifier import Classifier
+from detkit.config import Strict
 from detkit.data.names import class_names
 from detkit.detectors.darknet import Darknet, darknet_preprocess
 from detkit.detectors.yolov1 import YOLOv1
-from detkit.detectors.yolov2 import STRIDE, YOLOv2
+from detkit.detectors.yolov2 import STRIDE, YOLOv2, YOLOv2Config, YOLOv2Loss
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.files import write_atomically
@@ -95,16 +97,23 @@ def darknet_cfg(network: nn.Module, size_hw: tuple[int, int]) -> str:
 def _unsaid(config: ModelConfig, cfg: Path) -> list[str]:
     """What is read of a .cfg otherwise than it stands in the model's config."""
     sections = parse_cfg(cfg.read_text(encoding="utf-8"), str(cfg))
-    read = {"preprocess": darknet_preprocess(sections), "selection": Selection()}
+    read: dict[str, Strict] = {"preprocess": darknet_preprocess(sections), "selection": Selection()}
     keys = {"preprocess": ["mode", "size", "interpolation"], "selection": list(Selection.model_fields)}
     if config.preprocess.mode == "letterbox":
         keys["preprocess"] += ["fill", "minimal"]
-    return [
+    detector = getattr(config, "detector", None)
+    if isinstance(detector, YOLOv2Config):
+        read["detector.loss"] = YOLOv2Loss()
+        keys["detector.loss"] = ["weigh_small", "prior_pictures", "weights.prior"]
+    unsaid = [
         f"a .cfg does not say {part}.{key}, which is {own} and will be read as {other}"
         for part, names in keys.items()
         for key in names
-        if (own := getattr(getattr(config, part), key)) != (other := getattr(read[part], key))
+        if (own := attrgetter(f"{part}.{key}")(config)) != (other := attrgetter(key)(read[part]))
     ]
+    if getattr(detector, "tree", None) is not None:
+        unsaid.append("the tree that its [region] names is not written; put that file beside the .cfg")
+    return unsaid
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from detkit.detectors.darknet import (
 )
 from detkit.errors import DetkitError
 from detkit.export.checkpoint import export_checkpoint
-from detkit.export.darknet import save_darknet
+from detkit.export.darknet import export_darknet, save_darknet
 from detkit.model import ModelConfig, build_detector, load, load_weights, read_config, read_model
 from detkit.ops.boxes import xyxy_to_cxcywh
 from detkit.ops.nms import Selection, select
@@ -448,6 +448,9 @@ def test_a_checkpoint_keeps_the_tree(over_a_tree, tmp_path):
     config, network = read_model(tmp_path / "a.safetensors")
     assert (config.classes, config.detector.tree) == (NAMES, [-1, -1, 0, 0, 1, 2, 2])
     assert network.heads[0].tree.depth == 3
+    assert export_darknet(tmp_path / "b.cfg", tmp_path / "a.safetensors") == [
+        "the tree that its [region] names is not written; put that file beside the .cfg"
+    ]
 
 
 def test_a_tree_is_found_beside_its_cfg_and_named_by_the_names_there(over_a_tree, tmp_path):

@@ -377,11 +377,16 @@ def test_what_a_cfg_does_not_say_is_said(tmp_path: Path) -> None:
     config = small("yolov2 bare").model_dump(mode="json")
     config["preprocess"] |= {"mode": "stretch", "interpolation": "linear"}
     config["selection"]["iou"] = 0.6
+    config["detector"]["loss"] |= {"weigh_small": True, "prior_pictures": 0}
+    config["detector"]["loss"]["weights"] |= {"prior": 0.1, "object": 2}  # the latter is object_scale
     trained(ModelConfig.model_validate(config), tmp_path / "a.safetensors")
     assert export_darknet(tmp_path / "b.cfg", tmp_path / "a.safetensors") == [
         "a .cfg does not say preprocess.mode, which is stretch and will be read as letterbox",
         "a .cfg does not say preprocess.interpolation, which is linear and will be read as darknet",
         "a .cfg does not say selection.iou, which is 0.6 and will be read as 0.45",
+        "a .cfg does not say detector.loss.weigh_small, which is True and will be read as False",
+        "a .cfg does not say detector.loss.prior_pictures, which is 0 and will be read as 12800",
+        "a .cfg does not say detector.loss.weights.prior, which is 0.1 and will be read as 0.01",
     ]
 
 
