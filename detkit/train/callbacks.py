@@ -32,7 +32,7 @@ from detkit.train.task import HEADLINES, METRICS, headlines
 from detkit.weights.checkpoint import Header, save_checkpoint
 
 STATE = "resume.pt"
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 FILES = (
     "config.yaml", "metrics.csv", "curves.png", "first_batches.png", "validation_predictions.png",
     "last.safetensors", "best.safetensors", STATE,

@@ -64,7 +64,7 @@ class Training(LightningModule):
         self._sums: dict[str, float] = {}
         self._batches = 0
         self._scores: dict[str, float | None] = {}
-        self._optimizer_state: dict[int, Any] | None = None
+        self._optimizer_state: dict[str, Any] | None = None
 
     @property
     def network(self) -> Network:
@@ -83,13 +83,18 @@ class Training(LightningModule):
         return next((row for row in self.history if best is not None and row.get(name) == best), None)
 
     def state(self) -> dict[str, Any]:
-        """Return tensors, numbers and text from which `restore` goes on after the last whole epoch."""
+        """Return tensors, numbers and text from which `restore` goes on after the last whole epoch.
+
+        What the optimizer has learned is by the name of its parameter: its number changes with the groups.
+        """
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.detector.named_parameters()}
+        learned = cast("Optimizer", self.optimizers(use_pl_optimizer=False)).state
         return {
             "epoch": len(self.history),
             "step": self.step,
             "history": self.history,
             "weights": self.state_dict(),
-            "optimizer": cast("Optimizer", self.optimizers(use_pl_optimizer=False)).state_dict()["state"],
+            "optimizer": {names[parameter]: state for parameter, state in learned.items()},
             "precision": self.trainer.precision_plugin.state_dict(),
         }
 
@@ -110,7 +115,10 @@ class Training(LightningModule):
             optimizer = optim.AdamW(groups, config.lr, config.betas)
         if self._optimizer_state is not None:
             # Only what was learned: the learning rate and its like are those of the config, which may have changed.
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": self._optimizer_state})
+            names = {parameter: name for name, parameter in self.detector.named_parameters()}
+            order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            state = {i: self._optimizer_state[name] for i, name in enumerate(order) if name in self._optimizer_state}
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
             self._optimizer_state = None
         return optimizer
 

@@ -193,7 +193,8 @@ def _fit(
             )
         progress: Any = trainer.fit_loop.epoch_progress.current
         progress.processed = progress.completed = state["epoch"]
-        trainer.precision_plugin.load_state_dict(state["precision"])
+        if state["precision"]:  # only a run in fp16 has one
+            trainer.precision_plugin.load_state_dict(state["precision"])
     share: Any = {"batch_size": config.train.batch_size // trainer.world_size, "workers": config.train.workers}
     share |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
     to_learn, to_evaluate = (_proposals(dataset, config, console) for dataset in (learned, evaluated))
@@ -410,7 +411,8 @@ def _read_state(folder: Path) -> dict[str, Any]:
     state = read_plain(path, "what `detkit train` writes")
     version = state.get("format") if isinstance(state, dict) else None
     if version != STATE_FORMAT:
-        raise DetkitError(f"{path}: expected the state of a run, of format {STATE_FORMAT}, got format {version}")
+        older = ", of an older detkit" if isinstance(version, int) and version < STATE_FORMAT else ""
+        raise DetkitError(f"{path}: expected the state of a run, of format {STATE_FORMAT}, got format {version}{older}")
     off = [name for name, kind in _STATE.items() if not isinstance(state.get(name), kind)]
     if off or len(state["history"]) != state["epoch"] or set(state["job"]) != {field.name for field in fields(Job)}:
         raise DetkitError(f"{path}: is no whole state of a run: {', '.join(off) or 'its history or job'} is off")

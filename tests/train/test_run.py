@@ -13,17 +13,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+import detkit.train.run
 from detkit.backbones.base import Backbone
 from detkit.data.dataset import Dataset, Sample, load_dataset
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.evaluate.run import evaluate_model
 from detkit.model import load, weights_file
-from detkit.train.config import read_train_config
+from detkit.train.config import AnyTrainConfig, read_train_config
+from detkit.train.module import Training
 from detkit.train.run import Job, Trained, resume, train
 from detkit.weights.checkpoint import read_header, read_tensors
 
@@ -90,6 +95,54 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs(config: Path, data:
     assert result.epochs == 2
     assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2"]
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "change"),
+    [
+        ("{name: sgd}", "optimizer.weight_decay=0"),
+        ("{name: sgd}", "backbone_lr_factor=0.5"),
+        ("{name: adamw}", "layer_decay=0.5"),
+    ],
+)
+def test_every_parameter_keeps_its_momentum_when_the_groups_change(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, change: str
+) -> None:
+    train(config, Job(data), settings=["train.epochs=1", f"train.optimizer={optimizer}"], out=tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["optimizer"]
+    groups, configure = [], Training.configure_optimizers
+
+    def look(self: Training) -> Optimizer:
+        made = configure(self)
+        groups.append(len(made.param_groups))
+        for name, parameter in self.detector.named_parameters():
+            assert made.state[parameter].keys() == saved[name].keys()
+            assert all(torch.equal(value, saved[name][key]) for key, value in made.state[parameter].items())
+        return made
+
+    monkeypatch.setattr(Training, "configure_optimizers", look)
+    resume(tmp_path / "run", settings=["train.epochs=2", f"train.{change}"])
+    assert len(groups) == 1
+    assert groups != [2]  # of weights and vectors, as before the change
+
+
+def test_a_run_goes_on_in_fp16_that_began_without(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config, Job(data), settings=["train.epochs=1"], out=tmp_path / "run")
+
+    def scaled(options: AnyTrainConfig, job: Job) -> Trainer:  # the CPU's stand-in for a GPU
+        fp32 = options.train.model_copy(update={"precision": "fp32"})
+        trainer = make_trainer(options.model_copy(update={"train": fp32}), job)
+        trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 1024))
+        return trainer
+
+    make_trainer = detkit.train.run._trainer
+    monkeypatch.setattr(detkit.train.run, "_trainer", scaled)
+    for epochs, steps in ((2, 3), (3, 6)):
+        resume(tmp_path / "run", settings=[f"train.epochs={epochs}", "train.precision=fp16"])
+        scale = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["precision"]
+        assert (scale["scale"], scale["_growth_tracker"]) == (1024, steps)
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(config: Path, data: str, tmp_path: Path) -> None:
@@ -337,7 +390,7 @@ def edit(folder: Path, old: str, new: str) -> None:
         (lambda run: cut(run / "resume.pt"), r"resume.pt: is no PyTorch file, or is cut off"),
         (lambda run: torch.save([1], run / "resume.pt"), r"resume.pt: expected the state of a run, .* got format None"),
         (lambda run: torch.save({"a": 1}, run / "resume.pt"), r"resume.pt: expected the state of a run"),
-        (lambda run: rewrite(run / "resume.pt", format=1), r"of format 2, got format 1"),
+        (lambda run: rewrite(run / "resume.pt", format=2), r"of format 3, got format 2, of an older detkit"),
         (lambda run: rewrite(run / "resume.pt", weights=None), r"is no whole state of a run: weights is off"),
         (lambda run: rewrite(run / "resume.pt", job={}), r"resume.pt: is no whole state of a run: .*job"),
         (lambda run: rewrite(run / "resume.pt", weights={"a": torch.ones(1)}), r"resume.pt: is not of this model"),
