@@ -23,7 +23,8 @@ def classify_command(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="A classifier's checkpoint (.safetensors), or its config (then with --weights).")
+        str,
+        typer.Option(help="A classifier's checkpoint (.safetensors), Darknet .cfg, or config (then with --weights)."),
     ],
     weights: Weights = None,
     top: Annotated[int, typer.Option(min=1, help="Name so many classes of each picture, best first.")] = 5,
@@ -48,8 +49,6 @@ def classify_command(
     from detkit.predict.classify import classes_line, classify
     from detkit.predict.sources import Failure
 
-    classifier = load_classifier(model, weights, device=device, precision=precision)
-
     def show(result: "Named | Failure") -> None:
         if isinstance(result, Failure):
             print(f"error: {result.error}", file=sys.stderr)
@@ -63,6 +62,7 @@ def classify_command(
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        classifier = load_classifier(model, weights, device=device, precision=precision)
         summary = classify(classifier, sources, show, top=top, batch_size=batch, max_pixels=max_pixels or MAX_PIXELS)
     if summary.failures:
         print(f"{len(summary.failures)} of {summary.sources} sources could not be read", file=sys.stderr)

@@ -178,6 +178,7 @@ def _eval_classifier(
     json: bool,
     messages: "Console",
 ) -> None:
+    import warnings
     from json import dumps
 
     from rich.console import Console
@@ -191,7 +192,9 @@ def _eval_classifier(
     for note in dataset.notes:
         messages.print(note)
     with results_folder(out) as folder:
-        classifier = load_classifier(model, **loading)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: messages.print(f"warning: {message}")
+            classifier = load_classifier(model, **loading)
         with Progress(console=messages, disable=not messages.is_terminal) as progress:
             task = progress.add_task("evaluating", total=None)
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,20 +51,21 @@ def export_command(
         raise DetkitError(f"--truncate {truncate}: expected whole numbers such as 1024,256")
     if (half or truncate) and form != "checkpoint":
         raise DetkitError(f"{'--half' if half else '--truncate'}: is for checkpoints, not for --format {form}")
-    if form == "darknet":
-        for line in export_darknet(out, model, weights):
-            print(f"note: {line}", file=sys.stderr)
-        written = [out, out.with_suffix(".weights"), out.with_suffix(".names")]
-    else:
-        if out.exists():
-            raise DetkitError(f"--out {out}: exists already; name a file that does not")
-        if form == "checkpoint":
+    if form != "darknet" and out.exists():
+        raise DetkitError(f"--out {out}: exists already; name a file that does not")
+    written = [out]
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+        if form == "darknet":
+            for line in export_darknet(out, model, weights):
+                print(f"note: {line}", file=sys.stderr)
+            written += [out.with_suffix(".weights"), out.with_suffix(".names")]
+        elif form == "checkpoint":
             export_checkpoint(
                 out, model, weights, half=half, truncate=[int(rank) for rank in (truncate or "").split(",") if rank]
             )
         else:
             theirs = export_torchvision(out, model, weights)
             print(f"note: its layers are those of torchvision.models.detection.{theirs}", file=sys.stderr)
-        written = [out]
     for file in written:
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")

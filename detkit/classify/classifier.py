@@ -9,7 +9,7 @@ Shapes: B pictures, C classes, H heads (two with a token of distillation, else o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from detkit.backbones import BackboneConfig
 from detkit.backbones.base import Backbone, WholeNetwork
-from detkit.backbones.darknet import DarknetBackbone
 from detkit.backbones.layers import ACTIVATIONS
 from detkit.config import Strict
 from detkit.detectors.base import Normalize
@@ -34,7 +33,7 @@ class Classifier(nn.Module):
 
     pool: what stands for the picture. `features`: the last map's average; `scores`: the average of the scores of all
     its places, as in Darknet; `token`: a plain transformer's class token, and the one of distillation where it has one;
-    `own`: what its paper has there, of a whole network of timm's or torchvision's.
+    `own`: what its paper has there, of a whole network of timm's or torchvision's, or its .cfg.
     norm: layer norm before the linear layer, which transformers and ConvNeXt leave to their classifier. activation: of
     the scores of each place, `leaky` in the released extraction.cfg. Raises DetkitError where a backbone has no token.
     """
@@ -121,8 +120,10 @@ class Classifier(nn.Module):
         return heads, heads[:, :0]
 
     def darknet_layers(self) -> Iterator[nn.Module]:
-        """The convolutions in the order of a .weights file; raises DetkitError for a backbone that is not Darknet's."""
-        if not isinstance(self.backbone, DarknetBackbone):
+        """The layers in the order of a .weights file; raises DetkitError for a backbone that is not Darknet's."""
+        layers: Any = getattr(self.backbone, "darknet_layers", None)
+        if layers is None:
             raise DetkitError(f"{type(self.backbone).__name__} has no Darknet layout; pass a .safetensors file")
-        yield from self.backbone.darknet_layers()
-        yield self.head
+        yield from layers()
+        if self.pool != "own":
+            yield self.head

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from detkit.classify.model import read_any
+from detkit.config import Strict
 from detkit.data.names import class_names
-from detkit.detectors.base import Detector
 from detkit.detectors.fast_rcnn import RoIHead, truncated
 from detkit.errors import DetkitError
-from detkit.model import ModelConfig, read_model
+from detkit.model import ModelConfig
 from detkit.weights.checkpoint import Header, has_header, read_header, save_checkpoint
 
 
@@ -24,19 +25,19 @@ def export_checkpoint(
     half: matrices and kernels are stored as float16, which halves the file; vectors, that is biases and batch norm,
     stay float32. What reads the file computes in float32 all the same. truncate: singular values to keep of each fully
     connected layer of a RoI head (Fast R-CNN, arXiv 1504.08083, section 3.1). A checkpoint's scores are kept, unless
-    its network was truncated. Raises DetkitError for numbers beyond float16, and where there is nothing to truncate.
+    its network was truncated. Raises DetkitError for numbers beyond float16, and where truncation has or saves nothing.
     """
-    config, detector = read_model(name, weights)
+    config, network = read_any(name, weights)
     metrics = read_header(Path(name)).metrics if has_header(Path(name)) else {}
     if truncate:
-        config, metrics = _truncate(config, detector, truncate, str(name)), {}
-    tensors = {key: _half(key, value) if half else value for key, value in detector.state_dict().items()}
+        config, metrics = _truncate(config, network, truncate, str(name)), {}
+    tensors = {key: _half(key, value) if half else value for key, value in network.state_dict().items()}
     save_checkpoint(out, tensors, Header(config.model_dump(mode="json"), class_names(config.classes), metrics))
 
 
-def _truncate(config: ModelConfig, detector: Detector, ranks: Sequence[int], name: str) -> ModelConfig:
+def _truncate(config: Strict, network: nn.Module, ranks: Sequence[int], name: str) -> ModelConfig:
     """Truncate the layers of a detector's RoI head in place, and return its config."""
-    head = getattr(detector, "head", None)
+    head = getattr(network, "head", None)
     if not isinstance(head, RoIHead):
         raise DetkitError(f"--truncate: is for the fully connected layers of Fast and Faster R-CNN; {name} has none")
     if head.config.truncate:
@@ -48,6 +49,13 @@ def _truncate(config: ModelConfig, detector: Detector, ranks: Sequence[int], nam
         )
     for i, (layer, rank) in enumerate(zip(head.layers, ranks, strict=True)):
         assert isinstance(layer, nn.Linear)
+        width, width_out = layer.in_features, layer.out_features
+        most = width * width_out // (width + width_out)
+        if rank > most:
+            raise DetkitError(
+                f"--truncate: layer {i + 1} of {name}, {width} wide in and {width_out} out, saves nothing above "
+                f"{most}, got {rank}"
+            )
         head.layers[i] = truncated(layer, rank)
     tree = config.model_dump(mode="json")
     tree["detector"]["head"]["truncate"] = list(ranks)

@@ -20,6 +20,8 @@ from detkit.backbones.darknet import DarknetBackbone, Residual
 from detkit.backbones.layers import ACTIVATIONS, Local, Reorg, SamePool
 from detkit.backbones.norm import DarknetNorm
 from detkit.classify.classifier import Classifier
+from detkit.classify.darknet import DarknetScores
+from detkit.classify.model import ClassifierConfig, read_any
 from detkit.config import Strict
 from detkit.data.names import class_names
 from detkit.detectors.darknet import Darknet, darknet_preprocess
@@ -28,7 +30,7 @@ from detkit.detectors.yolov2 import STRIDE, YOLOv2, YOLOv2Config, YOLOv2Loss
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.files import write_atomically
-from detkit.model import ModelConfig, read_model
+from detkit.model import ModelConfig
 from detkit.necks.yolo_fpn import Level, SpatialPyramidPooling
 from detkit.ops.nms import Selection
 from detkit.weights.darknet import darknet_header, parse_cfg, read_weights, save_darknet_weights
@@ -46,12 +48,12 @@ def export_darknet(out: Path, name: str | Path, weights: Path | None = None) -> 
     for file in (out, out.with_suffix(".weights"), out.with_suffix(".names")):
         if file.exists():
             raise DetkitError(f"--out {out}: {file} exists already; give a name of which no file exists")
-    config, detector = read_model(name, weights)
+    config, network = read_any(name, weights)
     source = weights if weights is not None and weights.suffix == ".weights" else None
     if Path(name).suffix == ".cfg":  # with weights of any name, such as Darknet's .backup
         source = weights or Path(name).with_suffix(".weights")
-    header = read_weights(source).header if source else darknet_header(seen=int(getattr(detector, "seen", 0)))
-    save_darknet(out, detector, config.preprocess.size, class_names(config.classes), header)
+    header = read_weights(source).header if source else darknet_header(seen=int(getattr(network, "seen", 0)))
+    save_darknet(out, network, config.preprocess.size, class_names(config.classes), header)
     return _unsaid(config, out)
 
 
@@ -72,11 +74,12 @@ def save_darknet(
 def darknet_cfg(network: nn.Module, size_hw: tuple[int, int]) -> str:
     """Return the text of a network's .cfg for input of size (height, width).
 
-    network: a Darknet, whose .cfg is returned as it was read, or a YOLOv1, YOLOv2, YOLOv3 or Classifier on a
+    network: what was read from a .cfg, which is returned as it was, or a YOLOv1, YOLOv2, YOLOv3 or Classifier on a
     backbone of Darknet's. Raises DetkitError for any other.
     """
-    if isinstance(network, Darknet):
-        return network.cfg
+    read = network.backbone if isinstance(network, Classifier) else network
+    if isinstance(read, Darknet | DarknetScores):
+        return read.cfg
     kind = type(network).__name__
     if type(network) not in _FORMS:  # a subclass, such as YOLO9000, has another head
         raise DetkitError(
@@ -94,11 +97,13 @@ def darknet_cfg(network: nn.Module, size_hw: tuple[int, int]) -> str:
     return f"# {kind} on {type(network.backbone).__name__}, written by detkit {__version__}\n{cfg.text()}"
 
 
-def _unsaid(config: ModelConfig, cfg: Path) -> list[str]:
+def _unsaid(config: ModelConfig | ClassifierConfig, cfg: Path) -> list[str]:
     """What is read of a .cfg otherwise than it stands in the model's config."""
     sections = parse_cfg(cfg.read_text(encoding="utf-8"), str(cfg))
     read: dict[str, Strict] = {"preprocess": darknet_preprocess(sections), "selection": Selection()}
-    keys = {"preprocess": ["mode", "size", "interpolation"], "selection": list(Selection.model_fields)}
+    keys = {"preprocess": ["mode", "size", "interpolation"]}
+    if isinstance(config, ModelConfig):
+        keys["selection"] = list(Selection.model_fields)
     if config.preprocess.mode == "letterbox":
         keys["preprocess"] += ["fill", "minimal"]
     detector = getattr(config, "detector", None)

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from detkit.classify.classifier import Classifier
 from detkit.classify.model import ClassifierConfig
 from detkit.config import Strict, find_config, override, read_yaml, validate
 from detkit.data.augment import Augment
@@ -209,6 +210,7 @@ class ClassifierTrainConfig(ClassifierConfig):
     """A whole config file of a classifier, with the sections `augment` and `train`; classes as in TrainConfig."""
 
     classes: str | list[str] = Field(default_factory=list)
+    classifier: Classifier.Config
     augment: ClassifierAugment = ClassifierAugment()
     train: TrainClassifier = TrainClassifier()
 

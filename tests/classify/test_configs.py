@@ -13,9 +13,11 @@ from detkit.weights.darknet import darknet_header, load_darknet_weights, save_da
     [
         ("convnext-t", 28_589_128),
         ("darknet19", 20_842_376),
+        ("darknet53", 41_609_928),
         ("deit-s", 22_050_664),
         ("deit-s-distilled", 22_436_432),
         ("densenet121", 7_978_856),
+        ("extraction", 23_437_224),
         ("googlenet", 13_004_888),
         ("resnet50", 25_557_032),
         ("swin-t", 28_288_354),
