@@ -2,18 +2,21 @@
 
     python tools/bench_windows.py --json tools/results/bench_windows.json
 
-Both look at the same windows with the same random weights; `difference` is the largest between their probabilities,
-which a body with padding makes (see detkit/detectors/sliding_window.py). Reported are medians of the time that passes
-and, on the CPU, of the processor time, which other programs disturb less.
+Both look at the same windows with the same random weights; `difference` is the largest between their logits, divided by
+the deviation of the crops' logits of that class from window to window. A body with padding makes it (see
+detkit/detectors/sliding_window.py). Reported are medians of the time that passes and, on the CPU, of the processor
+time, which other programs disturb less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +47,12 @@ def searches(config: str, stride: int, rounds: int, device: torch.device) -> dic
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 times[way].append((time.perf_counter() - begin, time.process_time() - begin_cpu))
-    probability = [raw[way].logits.softmax(-1) for way in models]
+    logits = raw["crops"].logits
     return {
         "config": config,
         "stride": stride,
         "windows": len(raw["crops"].boxes),
-        "difference": float((probability[0] - probability[1]).abs().max()),
+        "difference": float(((logits - raw["dense"].logits).abs() / logits.std(1, keepdim=True)).max()),
         "times": {
             way: dict(
                 zip(("ms", "cpu_ms"), (1000 * statistics.median(x) for x in zip(*rows[1:], strict=True)), strict=True)
@@ -73,7 +76,13 @@ def main() -> None:
     device = torch.device(options.device)
     cases = [searches(options.config, stride, options.rounds, device) for stride in options.strides]
     report = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": {
+            "system": platform.platform(),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        },
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__},
         "searches": cases,

@@ -19,7 +19,10 @@ def test_quick_run_reports_both_searches(tmp_path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    (case,) = json.loads(out.read_text())["searches"]
+    report = json.loads(out.read_text())
+    assert report["device"]["system"]
+    (case,) = report["searches"]
     assert case["windows"] == 233  # of five sizes and three shapes on 224 pixels, half a window apart
-    assert 0 < case["difference"] < 1  # FasterNet pads
+    print(case)
+    assert 0.001 < case["difference"] < 1  # FasterNet pads
     assert all(median["ms"] > 0 for median in case["times"].values())
