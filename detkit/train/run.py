@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -253,20 +254,32 @@ def _explained_stop(trainer: Trainer, record: Record | None) -> Iterator[None]:
         if record is None:  # another process says why
             raise
         raise KeyboardInterrupt(record.folder) from exit_  # what Lightning makes an exit of
-    except RuntimeError as error:
+    except (DetkitError, OSError, RuntimeError) as error:
         if trainer.world_size > 1 and "by peer" in str(error):
             raise DetkitError("another process of the training has ended, and said why above") from None
-        raise
-    except (DetkitError, OSError) as error:
+        what = _what_happened(error, record)
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        if record is None or (isinstance(error, OSError) and error.errno not in _NO_ROOM):
+        if what is None:
             raise
-        what = str(error) if isinstance(error, DetkitError) else f"{record.folder}: cannot be written: {error.strerror}"
-        if record.kept is not None:
+        if record is not None and record.kept is not None:
             kept = f"epoch {record.kept} is kept" if record.kept else "the start of the run is kept"
-            what += f"; {kept}: `detkit train --resume {record.folder}` goes on from there"
+            change = "".join(f" --set {key}=…" for key in re.findall(r"(?:lower|raise) (train\.[a-z_.]+)", what))
+            what += f"; {kept}: `detkit train --resume {record.folder}{change}` goes on from there"
         raise DetkitError(what) from None
+
+
+def _what_happened(error: Exception, record: Record | None) -> str | None:
+    """Return in a sentence what ended a training and what helps, or None of what should not happen."""
+    if isinstance(error, DetkitError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU has no memory left; lower train.batch_size and raise train.accumulate by as much"
+    if "DataLoader worker (pid" in str(error):
+        return "a process that reads pictures was killed, most likely for lack of memory; lower train.workers"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM and record is not None:
+        return f"{record.folder}: cannot be written: {error.strerror}"
+    return None
 
 
 def _trainer(config: AnyTrainConfig, job: Job) -> Trainer:

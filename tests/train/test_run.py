@@ -3,8 +3,11 @@ import errno
 import io
 import itertools
 import math
+import multiprocessing
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,13 +274,39 @@ def test_a_loss_that_is_no_number_ends_the_training(
     config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_losses(monkeypatch, after=4)
-    with pytest.raises(DetkitError, match=r"the loss term 'wh' is nan in epoch 2, step 5; lower .*resume .*run"):
+    with pytest.raises(DetkitError, match=r"'wh' is nan in epoch 2, step 5; .*run --set train.optimizer.lr=…` goes on"):
         train(config, Job(data), out=tmp_path / "run")
     assert read_header(tmp_path / "run" / "last.safetensors").metrics["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in read_tensors(tmp_path / "run" / "last.safetensors").values())
     result = resume(tmp_path / "run")
     assert result is not None
     assert result.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        (0, r"the GPU has no memory left; .* --resume \S+ --set train.batch_size=… --set train.accumulate=…`"),
+        (1, r"a process that reads pictures was killed, .*; epoch 1 is kept: .* --set train.workers=…` goes on"),
+    ],
+)
+def test_too_little_memory_ends_the_training_and_says_what_to_lower(
+    config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, message: str
+) -> None:
+    calls, true_losses = itertools.count(), YOLOv3.losses
+
+    def losses(self: YOLOv3, *args: Any) -> dict[str, Tensor]:
+        if next(calls) == 3:
+            if not workers:
+                raise torch.OutOfMemoryError
+            for reader in multiprocessing.active_children():
+                os.kill(reader.pid, signal.SIGKILL)
+            time.sleep(60)  # until the news comes
+        return true_losses(self, *args)
+
+    monkeypatch.setattr(YOLOv3, "losses", losses)
+    with pytest.raises(DetkitError, match=message):
+        train(config, Job(data), settings=[f"train.workers={workers}"], out=tmp_path / "run")
 
 
 def test_a_full_disk_ends_the_training_and_keeps_the_last_epoch(
