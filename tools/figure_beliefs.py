@@ -1,9 +1,8 @@
 """Draw what detectors believe of one picture: all their boxes, and those that selection leaves.
 
-    python tools/figure_beliefs.py DATA SPLIT NUMBER OUT.png MODEL [MODEL ...]
+    python tools/figure_beliefs.py PICTURE|sample:NAME OUT.png MODEL [MODEL ...]
 
-Every box above a score of 0.02 is drawn, the surer the darker; beside them the boxes that the model reports, and dashed
-what is true of the picture, which is the NUMBER-th of the split.
+Every box above a score of 0.02 is drawn, the surer the darker; beside them the boxes that the model reports.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from detkit.data.dataset import load_dataset
+from detkit.data.picture import read_picture, sample_picture
 from detkit.model import load
 
 _LOWEST = 0.02
@@ -27,14 +26,12 @@ _COLORS = ("#0067a5", "#c8102e", "#2e8540", "#b35900", "#6a3d9a")
 def main() -> None:
     """Draw one row for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("split")
-    parser.add_argument("number", type=int)
+    parser.add_argument("picture")
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="+")
     arguments = parser.parse_args()
-    sample = load_dataset(arguments.data, arguments.split).samples[arguments.number]
-    picture = sample.read()
+    named = arguments.picture.removeprefix("sample:")
+    picture = sample_picture(named) if named != arguments.picture else read_picture(Path(named))
     height, width = picture.shape[:2]
     rows = len(arguments.models)
     figure = Figure(figsize=(8, 4 * rows * height / width), dpi=110, layout="constrained")
@@ -48,8 +45,6 @@ def main() -> None:
         _show(before, picture, title, boxes, believed.scores[0], believed.labels[0], model.classes, named=False)
         title = f"{len(found)} left above {model.selection.score:g}"
         _show(after, picture, title, found.boxes, found.scores, found.labels, model.classes, named=True)
-        for x1, y1, x2, y2 in sample.boxes.tolist():
-            after.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", linestyle=(0, (3, 3))))
     figure.savefig(arguments.out)
 
 
