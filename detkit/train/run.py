@@ -10,9 +10,10 @@ The run folder:
   resume.pt                    what goes on after a stop: all weights, optimizer, history; tensors and numbers, no code
 
 Several devices and machines. The pictures of a batch are shared out, each process computes its gradients, and they are
-averaged: losses are those of one process with the same batch, but for batch norm, whose statistics are of the pictures
-of one process (with `train.frozen_batch_norm` nothing differs). Batches of fewer than about eight pictures a process
-make them noisy: freeze them then. `--devices N` starts its own processes. On several machines each starts one, with the
+averaged: losses are those of one process with the same batch, but for what each process draws at random (sampled
+proposals, dropout, stochastic depth, mixup) and for batch norm, whose statistics are of the pictures of one process
+(unless `train.frozen_batch_norm` is set). Batches of fewer than about eight pictures a process make them noisy: freeze
+them then. `--devices N` starts its own processes. On several machines each starts one, with the
 same command, config and data, and the run folder on a disk that all of them see if the run is to be resumed:
 
     torchrun --nnodes 2 --nproc-per-node 4 --node-rank 0|1 --master-addr HOST --master-port 29500 --no-python \
@@ -420,6 +421,14 @@ def _new_folder(out: Path | None) -> Path:
 def _read_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     if not path.is_file():
+        if folder.is_file() and (folder.parent / STATE).is_file():
+            raise DetkitError(f"{folder}: is a file of a run; name its folder: --resume {folder.parent}")
+        if steps := sorted(folder.glob(f"[1-4]_*/{STATE}")):
+            raise DetkitError(
+                f"{folder}: holds the steps of an alternating training, which does not go on as a whole: "
+                f"`--resume {steps[-1].parent}` ends the last step begun; for those after it train anew, with another "
+                "--out"
+            )
         raise DetkitError(f"{folder}: is no folder of a training run that can go on: it has no {STATE}")
     state = read_plain(path, "what `detkit train` writes")
     version = state.get("format") if isinstance(state, dict) else None

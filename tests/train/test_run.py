@@ -357,6 +357,13 @@ def test_what_is_off_is_said_before_anything_is_made(
         train(config, Job(data), out=config.parent)
     with pytest.raises(DetkitError, match="no folder of a training run"):
         resume(tmp_path)
+    for step in ("1_rpn", "2_head"):
+        (tmp_path / "run" / step).mkdir(parents=True)
+        (tmp_path / "run" / step / "resume.pt").touch()
+    with pytest.raises(DetkitError, match=r"steps of an alternating training, .*`--resume \S+/run/2_head` ends"):
+        resume(tmp_path / "run")
+    with pytest.raises(DetkitError, match=r"2_head/resume.pt: .* name its folder: --resume \S+/2_head$"):
+        resume(tmp_path / "run/2_head/resume.pt")
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int, damage: str) -> None:
