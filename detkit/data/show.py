@@ -63,10 +63,11 @@ def prediction_tile(
 def sheet(tiles: Sequence[Image.Image], legend: str = "") -> NDArray[np.uint8]:
     """Lay tiles out in rows on one sheet [H, W, 3] RGB, each in the middle of its cell, below a line of text."""
     width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles), strict=True))
-    columns = math.ceil(math.sqrt(len(tiles) * height / width))
+    columns = min(len(tiles), math.ceil(math.sqrt(len(tiles) * height / width)))
     rows = math.ceil(len(tiles) / columns)
     top = _GAP + (sum(_font().getmetrics()) + _GAP if legend else 0)
-    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, top + rows * (height + _GAP)), _GROUND)
+    across = _GAP + max(columns * (width + _GAP), math.ceil(_font().getlength(legend)) + _GAP)
+    sheet = Image.new("RGB", (across, top + rows * (height + _GAP)), _GROUND)
     ImageDraw.Draw(sheet).text((_GAP, _GAP), legend, fill=_WHITE, font=_font())
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)

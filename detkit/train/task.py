@@ -92,8 +92,8 @@ class Detection(Task):
         self._teacher = teacher
         self._threshold = threshold
         self.legend = (
-            f"dashed: the truth; plain: what is found with a score above {threshold:g}, of at most {_FEW} more objects "
-            f"than there are, or else the {_FEW} surest"
+            f"dashed: the truth; solid: found with a score above {threshold:g} (at most {_FEW} more than there are "
+            f"objects), else the {_FEW} surest"
         )
 
     def losses(self, network: Detector, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ class Classification(Task):
     classes: their names. teacher: gives the scores [B, C] of a model to learn from, as `train.distillation` asks.
     """
 
-    legend = "dashed: the truth; plain: the surest class"
+    legend = "dashed: the truth; solid: the surest class"
 
     def __init__(
         self, classes: tuple[str, ...], train: TrainClassifier, teacher: Callable[[Tensor], Tensor] | None = None

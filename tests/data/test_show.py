@@ -40,6 +40,13 @@ def test_pictures_of_any_size_fit_on_the_sheet() -> None:
         batch_tiles(Batch(torch.full((1, 3, height, 128), shade), torch.tensor([[height, 128]])), [target([])], [])
         for height, shade in ((32, 1.0), (128, 0.5))
     )
+    tall = wide[0].rotate(90, expand=True)
+    assert sheet([tall]).shape == (428, 104 + 12, 3)
+    assert sheet([tall, tall]).shape == (428, 2 * 104 + 18, 3)
+    legend = "a line that is wider than what it stands above"
+    narrow, ample = (sheet(tiles, legend)[:20].max(-1) for tiles in ([tall], square))
+    assert np.array_equal(narrow, ample[:, : narrow.shape[1]]), "on a narrow sheet nothing of it is cut off"
+    assert (ample > 30).sum() == (narrow > 30).sum() > 100
     laid = sheet([*wide, *square])
     white = np.argwhere((laid == 255).all(-1))
     assert (white.min(0).tolist(), white.max(0).tolist()) == ([6 + 156, 6], [6 + 156 + 103, 6 + 415])  # in the middle
