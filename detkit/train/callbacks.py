@@ -216,9 +216,8 @@ def metrics_csv(history: Sequence[Row]) -> str:
 
 def plot_history(history: Sequence[Row]) -> Figure:
     """Draw the loss terms, the learning rate and the scores over the epochs."""
-    figure = Figure(figsize=(12, 3.8), dpi=120)
+    figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
     losses, rate, scores = figure.subplots(1, 3)
-    figure.subplots_adjust(0.05, 0.14, 0.98, 0.9)
     terms = [name for name in history[-1] if name not in ("epoch", "step", "lr", *METRICS)]
     for axes, title, names in (
         (losses, "Loss terms", terms),
@@ -230,7 +229,8 @@ def plot_history(history: Sequence[Row]) -> Figure:
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else "")
         axes.set_title(title, loc="left")
         axes.set_xlabel("Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0.5, len(history) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="#e4e4e4")
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines and axes is not rate:

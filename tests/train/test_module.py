@@ -8,6 +8,7 @@ from torch import nn
 from detkit.errors import DetkitError
 from detkit.model import build_detector
 from detkit.structures import Detections, Target
+from detkit.train.callbacks import plot_history
 from detkit.train.config import SGD, Train, TrainConfig, read_train_config
 from detkit.train.module import Training, frozen_modules, parameter_groups
 from detkit.train.task import Detection
@@ -16,6 +17,15 @@ from detkit.train.task import Detection
 @pytest.fixture(scope="module")
 def options(config: Path) -> TrainConfig:
     return read_train_config(config, ["classes=[cat, dog]"])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_curves_stand_over_whole_epochs(epochs: int) -> None:
+    figure = plot_history([{"epoch": i + 1, "step": i + 1, "lr": 0.1, "xy": 1.0, "AP": 0.5} for i in range(epochs)])
+    for axes in figure.axes:
+        left, right = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
+        assert ticks == list(range(1, epochs + 1))
 
 
 def test_weight_decay_and_rate_by_parameter(options: TrainConfig) -> None:
