@@ -6,7 +6,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -27,15 +28,31 @@ class Strict(BaseModel):
             for key in tree:
                 if key not in cls.model_fields:
                     raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
-                if isinstance(tree[key], bool) and not _takes_bool(cls.model_fields[key].annotation):
-                    message = "expected no true or false, which YAML takes yes, no, on and off for, too; quote a text"
+                kinds = _kinds(cls.model_fields[key].annotation)
+                if isinstance(tree[key], bool) and not {bool, Any} & {*kinds}:  # pydantic makes 1 and 0 of them
+                    expected = dict.fromkeys(_WORDS.get(kind, "a mapping of keys to values") for kind in kinds)
+                    message = f"expected {' or '.join(expected)}, got {str(tree[key]).lower()}"
+                    if str in kinds:
+                        message += ", which YAML makes of yes, no, on and off, too; quote a text"
                     raise PydanticCustomError("nested", "{message}", {"key": key, "message": message})
         return tree
 
 
-def _takes_bool(annotation: Any) -> bool:
-    """Whether a field may be true or false; pydantic makes 1 and 0 of them where it is a number."""
-    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list", NoneType: "null",
+}  # fmt: skip
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return the types that a field may have."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    if origin is Literal:
+        return [type(value) for value in arguments]
+    if origin in (Union, UnionType):
+        return [kind for argument in arguments for kind in _kinds(argument)]
+    return [origin or annotation]
 
 
 T = TypeVar("T", bound=BaseModel)
