@@ -91,6 +91,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     names = {"run": declared["dependencies"], "dev": declared["optional-dependencies"]["dev"]}
     known = {kind: {re.split("[<>=]", line)[0] for line in lines} for kind, lines in names.items()}
     optional = {"pandas", "supervision"}  # asked for by name when they are wanted
+    optional.add("triton")  # comes with PyTorch wherever it has kernels to compile
     providers = packages_distributions()
     for folder, allowed in (("detkit", known["run"]), ("cli", known["run"]), ("tests", known["run"] | known["dev"])):
         for path in (ROOT / folder).rglob("*.py"):

@@ -184,7 +184,7 @@ def one_sentence(code: int, out: str, err: str) -> str:
 def test_too_large_pictures(run: Run, tiny: tuple[Path, dict[str, Any]], tmp_path: Path, nothing_found: None):
     data, _ = tiny
     Image.new("RGB", (60, 50)).save(tmp_path / "a.jpg")
-    arguments = ["--model", "any.cfg", "--data", data]
+    arguments = ["--model", "yolov3_tiny_coco", "--data", data]
     error = one_sentence(*run(*arguments, "--max-pixels", "2999"))
     assert "a.jpg: the picture is 60 wide and 50 high, more than the limit of 2999 pixels" in error
     assert "--max-pixels of detect and eval" in error
@@ -198,8 +198,12 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Blind:
         name, classes, selection, proposals = "blind", ("cat", "dog"), Selection(), None
+        fill_batches = False
 
-        def predict(self, pictures: list[np.ndarray], selection: Selection, proposals: None = None) -> list[Detections]:
+        def prepare(self, pictures: list[np.ndarray], proposals: None = None) -> list[np.ndarray]:
+            return pictures
+
+        def detect(self, pictures: list[np.ndarray], selection: Selection) -> list[Detections]:
             nothing = torch.zeros(0)
             return [Detections(nothing.reshape(0, 4), nothing, nothing.long(), (50, 60))] * len(pictures)
 
