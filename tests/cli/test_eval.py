@@ -163,7 +163,7 @@ def test_bad_detections(
         (["--data", "sample:shapes", "--detections", "b.json", "--match-iou", "0.3"], "--match-iou belongs to"),
         (["--data", "sample:shapes", "--detections", "b.json"], "b.json: cannot be read: No such file"),
         (["--data", "nowhere", "--detections", "b.json"], "nowhere: no such file or folder"),
-        (["--data", "sample:shapes", "--split", "vall", "--model", "a.cfg"], "did you mean 'val'"),
+        (["--data", "sample:shapes", "--split", "vall", "--model", "yolov3_tiny_coco"], "did you mean 'val'"),
         (["--data", "sample:shapes", "--model", "yolov3_darknet53_coc"], "did you mean 'yolov3_darknet53_coco'"),
     ],
 )
