@@ -31,16 +31,21 @@ def inputs(height: int, width: int) -> list[Tensor]:
     return [x.requires_grad_() for x in (q, k, v, torch.randn(2, 13, 13, dtype=torch.float64))]
 
 
-# Each rest of a division by 7, a border on both sides of one tile, and maps of a single tile.
-@pytest.mark.parametrize("size", [(7, 7), (8, 9), (10, 11), (12, 13), (14, 7)])
-def test_attention_and_its_gradients_are_those_of_a_loop(size) -> None:
-    arguments = inputs(*size)
-    got, expected = attend_to_neighbours(*arguments), loop(*arguments)
+def require_alike(got: torch.Tensor, expected: torch.Tensor, arguments: list[torch.Tensor]) -> None:
+    """Fail unless both have the same values and the same gradients."""
     torch.testing.assert_close(got, expected)
     toward = torch.randn_like(got)
     gradients = [torch.autograd.grad(x, arguments, toward) for x in (got, expected)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+# Each rest of a division by 7, a border on both sides of one tile, and maps of a single tile.
+@pytest.mark.parametrize("size", [(7, 7), (8, 9), (10, 11), (12, 13), (14, 7)])
+def test_attention_and_its_gradients_are_those_of_a_loop(size) -> None:
+    arguments = inputs(*size)
+    got, expected = attend_to_neighbours(*arguments), loop(*arguments)
+    require_alike(got, expected, arguments)
 
 
 @pytest.mark.skipif(nat.NATTEN is None, reason="natten before 0.20, whose kernels know the bias, is not installed")
@@ -48,11 +53,7 @@ def test_attention_and_its_gradients_are_those_of_a_loop(size) -> None:
 def test_natten_gives_the_same(size) -> None:
     arguments = inputs(*size)
     got, expected = attend_by_natten(*arguments), attend_to_neighbours(*arguments)
-    torch.testing.assert_close(got, expected)
-    toward = torch.randn_like(got)
-    gradients = [torch.autograd.grad(x, arguments, toward) for x in (got, expected)]
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
+    require_alike(got, expected, arguments)
 
 
 def released(width: int, depths: tuple[int, ...], expansion: int, scaled: bool) -> dict[str, tuple[int, ...]]:
