@@ -48,6 +48,17 @@ class AdamW(Strict):
     weight_decay: NonNegativeFloat = 0.05
 
 
+class RMSprop(Strict):
+    """RMSprop with momentum as TensorFlow has it, with ε inside the square root (Tieleman and Hinton, 2012)."""
+
+    name: Literal["rmsprop"]
+    lr: PositiveFloat = 0.01
+    decay: Fraction = 0.9
+    momentum: float = Field(0.9, ge=0, lt=1)
+    eps: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-5
+
+
 class Cosine(Strict):
     """Half a cosine from the full learning rate to `final` of it at the last step."""
 
@@ -61,6 +72,14 @@ class Step(Strict):
     name: Literal["step"]
     milestones: list[PositiveInt]
     factor: Fraction = 0.1
+
+
+class Exponential(Strict):
+    """The learning rate is multiplied by `factor` after every so many epochs, in whole steps of a stair."""
+
+    name: Literal["exponential"]
+    every: PositiveFloat = 1
+    factor: Fraction = 0.97
 
 
 class Polynomial(Strict):
@@ -148,11 +167,13 @@ class Learning(Strict):
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 16
     accumulate: PositiveInt = 1
-    optimizer: Annotated[SGD | AdamW, Discriminator("name"), _known_name("sgd", "adamw")] = SGD(name="sgd")
+    optimizer: Annotated[SGD | AdamW | RMSprop, Discriminator("name"), _known_name("sgd", "adamw", "rmsprop")] = SGD(
+        name="sgd"
+    )
     schedule: Annotated[
-        Cosine | Step | Polynomial | Plateau,
+        Cosine | Step | Exponential | Polynomial | Plateau,
         Discriminator("name"),
-        _known_name("cosine", "step", "polynomial", "plateau"),
+        _known_name("cosine", "step", "exponential", "polynomial", "plateau"),
     ] = Cosine(name="cosine")
     warmup: Warmup = Warmup(epochs=1)
     backbone_lr_factor: PositiveFloat = 1

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from timm.optim.rmsprop_tf import RMSpropTF
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -23,7 +24,7 @@ from detkit.backbones.base import Backbone, WholeNetwork
 from detkit.data.loader import EvaluationBatch
 from detkit.errors import DetkitError
 from detkit.structures import Batch, Target
-from detkit.train.config import SGD, Learning
+from detkit.train.config import SGD, Learning, RMSprop
 from detkit.train.schedule import (
     ema_decay,
     evaluations_since_best,
@@ -111,6 +112,8 @@ class Training(LightningModule):
         optimizer: Optimizer
         if isinstance(config, SGD):
             optimizer = optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
+        elif isinstance(config, RMSprop):
+            optimizer = RMSpropTF(groups, config.lr, config.decay, config.eps, momentum=config.momentum)
         else:
             optimizer = optim.AdamW(groups, config.lr, config.betas)
         if self._optimizer_state is not None:

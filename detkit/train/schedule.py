@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detkit.train.config import Cosine, Learning, Plateau, Polynomial, Step
+from detkit.train.config import Cosine, Exponential, Learning, Plateau, Polynomial, Step
 
 
 class Length(NamedTuple):
@@ -36,7 +36,7 @@ def learning_rate_factor(train: Learning, step: int, length: Length, scores: Seq
     """What the learning rate is multiplied by in a step (the first is 0); scores: those of the evaluations so far.
 
     Warm-up is multiplied with the schedule. The cosine begins where the warm-up ends and reaches `final` in the last
-    step; polynomials, milestones and plateaus count from the first step.
+    step; polynomials, milestones, stairs and plateaus count from the first step.
     """
     warm = min(1.0, (step + 1) / length.warmup_steps) ** train.warmup.power if length.warmup_steps else 1.0
     warm = train.warmup.start + (1 - train.warmup.start) * warm
@@ -51,6 +51,8 @@ def learning_rate_factor(train: Learning, step: int, length: Length, scores: Seq
     if isinstance(schedule, Step):
         epoch = step // length.steps_per_epoch
         return warm * schedule.factor ** bisect_right(sorted(schedule.milestones), epoch)
+    if isinstance(schedule, Exponential):
+        return float(warm * schedule.factor ** math.floor(step / (schedule.every * length.steps_per_epoch)))
     return warm * schedule.factor ** _plateaus(scores, schedule)
 
 

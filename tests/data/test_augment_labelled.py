@@ -102,3 +102,29 @@ def test_the_interpolation_is_that_of_evaluation(dataset) -> None:
 def test_a_range_the_wrong_way_round_is_named() -> None:
     with pytest.raises(DetkitError, match=r"area \[1.0, 0.5\] must be two shares"):
         validate(ClassifierAugment, {"area": [1, 0.5]}, "c.yaml")
+
+
+def test_a_piece_of_the_scaled_picture(dataset) -> None:
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (100, 1))  # what a pixel shows is its column
+    sample = replace(dataset.samples[0], draw=np.dstack([ramp] * 3).copy, height=100, width=200)
+    one = replace(dataset, samples=[sample])
+    options = {"flip": 0, "scale": (1, 2)}
+    steps, lefts = set(), set()
+    for epoch in range(12):
+        picture = drawn(one, epoch=epoch, size=(50, 50), **options).picture
+        assert picture.shape == (50, 50, 3)
+        columns = picture[25, :, 0].astype(int)
+        steps.add(round((columns[45] - columns[5]) / 40, 1))  # columns of the picture to one of the piece
+        lefts.add(columns[0])
+    assert min(steps) >= 1  # its 100 rows become 50 to 100
+    assert max(steps) <= 2
+    assert len(steps) > 3
+    assert len(lefts) > 6
+    with pytest.raises(DetkitError, match=r"scale \[0.5, 1.0\] must be two numbers from 1 on"):
+        validate(ClassifierAugment, {"scale": [0.5, 1]}, "c.yaml")
+
+
+def test_auto_augment_changes_the_picture(dataset) -> None:
+    plain = drawn(dataset, **STILL).picture
+    pictures = [drawn(dataset, **STILL, auto_augment=True, epoch=epoch).picture for epoch in range(6)]
+    assert sum(not np.array_equal(picture, plain) for picture in pictures) > 3

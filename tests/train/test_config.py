@@ -41,10 +41,11 @@ def test_what_is_no_config_is_told_what_it_is_for(tmp_path: Path) -> None:
         ("augment.flop=1", "tiny.yaml: augment: unknown key 'flop'; did you mean 'flip'"),
         ("train.epochs=0", "train.epochs: .*greater than 0, got 0"),
         ("train.optimizer.betas=[0.9, 0.99]", "train.optimizer.*: unknown key 'betas'"),
-        ("train.optimizer={lr: 0.1}", "train.optimizer: expected the key 'name': sgd or adamw, got None"),
+        ("train.optimizer={lr: 0.1}", "train.optimizer: expected the key 'name': sgd or adamw or rmsprop, got None"),
         (
             "train.schedule={name: linear}",
-            "train.schedule: expected the key 'name': cosine or step or polynomial or plateau, got 'linear'",
+            "train.schedule: expected the key 'name': cosine or step or exponential or polynomial or plateau, "
+            "got 'linear'",
         ),
         ("train.warmup={epochs: 1, pictures: 100}", "train.warmup: .*not both"),
         (

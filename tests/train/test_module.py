@@ -1,5 +1,7 @@
+import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from detkit.errors import DetkitError
 from detkit.model import build_detector
 from detkit.structures import Detections, Target
 from detkit.train.callbacks import plot_history
-from detkit.train.config import SGD, Train, TrainConfig, read_train_config
+from detkit.train.config import SGD, RMSprop, Train, TrainConfig, read_train_config
 from detkit.train.module import Training, frozen_modules, parameter_groups
 from detkit.train.task import Detection
 
@@ -88,3 +90,18 @@ def test_of_what_is_found_little_more_is_shown_than_is_true(options: TrainConfig
         task.update(network, (None, [target] * 2, [placement] * 2, [0, 1]))
         assert [len(example) for _, example in task.examples] == shown
         assert f"above {threshold:g}" in task.legend
+
+
+def test_rmsprop_has_its_epsilon_inside_the_root(options: TrainConfig) -> None:
+    train = Train(optimizer=RMSprop(name="rmsprop", lr=0.1, decay=0.9, momentum=0.5, eps=0.01, weight_decay=0))
+    training = Training(build_detector(options), train, cast("Any", None))
+    optimizer = training.configure_optimizers()
+    parameter = next(training.detector.parameters())
+    before = parameter.detach().clone()
+    for _ in range(2):
+        for other in training.detector.parameters():
+            other.grad = torch.full_like(other, 2)
+        optimizer.step()
+    squares = 0.9 + 0.1 * 4, 0.81 + 0.19 * 4  # they begin at 1
+    steps = [0.1 * 2 / math.sqrt(square + 0.01) for square in squares]
+    torch.testing.assert_close(before - parameter, torch.full_like(before, 1.5 * steps[0] + steps[1]))

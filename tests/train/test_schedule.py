@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.train.config import Cosine, Plateau, Polynomial, Step, Train, Warmup
+from detkit.train.config import Cosine, Exponential, Plateau, Polynomial, Step, Train, Warmup
 from detkit.train.schedule import (
     Length,
     ema_decay,
@@ -53,6 +53,12 @@ def test_milestones_are_epochs_that_have_passed() -> None:
     factors = [learning_rate_factor(train, epoch * 5, Length(5, 0)) for epoch in range(6)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert learning_rate_factor(train, 9, Length(5, 0)) == 1  # the last step of epoch 2
+
+
+def test_a_stair_may_end_within_an_epoch() -> None:
+    train = Train(schedule=Exponential(name="exponential", every=2.5, factor=0.9))
+    factors = [learning_rate_factor(train, step, Length(2, 0)) for step in range(11)]
+    assert factors == pytest.approx([1] * 5 + [0.9] * 5 + [0.81])
 
 
 def test_plateaus_follow_from_the_scores() -> None:
