@@ -62,7 +62,7 @@ class LeNet5(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → one map per wanted stride, finest first."""
-        x, maps = padded((images * self.grey).sum(1, keepdim=True), 32), []
+        x, maps = padded(F.conv2d(images, self.grey[None]), 32), []
         for stride, stage in zip(_CHANNELS, self.stages, strict=False):
             x = stage(x)
             if stride in self.strides:
@@ -75,7 +75,7 @@ class Squash(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what has the same shape."""
-        return 1.7159 * torch.tanh(x * (2 / 3))
+        return 1.7159 * (x * (2 / 3)).tanh_()
 
 
 class Subsampling(nn.Module):
@@ -90,7 +90,8 @@ class Subsampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H / 2, W / 2]."""
-        return F.avg_pool2d(x, 2) * 4 * self.weight[:, None, None] + self.bias[:, None, None]
+        sums = F.avg_pool2d(x, 2, divisor_override=1)
+        return torch.addcmul(self.bias[:, None, None], sums, self.weight[:, None, None])
 
 
 class Sparse(nn.Module):

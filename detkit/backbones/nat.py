@@ -30,6 +30,7 @@ NATTEN: Any = _functional if hasattr(_functional, "na2d_qk") else None  # since 
 WINDOW = 7
 _REACH = WINDOW // 2
 _SEEN = 2 * WINDOW - 1  # what 7 cells in a row see together, and the distances between a cell and what it sees
+_NEVER = -3e4  # a score whose exponential is 0 beside any other, and that fp16 holds; 0 · −∞ would be no number
 
 
 class NAT(Backbone):
@@ -174,21 +175,23 @@ def attend_to_neighbours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tenso
     not 49 times as by unfolding, and the mask has 169 numbers for each cell and head, whatever B is.
     """
     heads = q.shape[3]
-    (up, down, rows), (left, right, columns) = _tiles(q.shape[1], q.device), _tiles(q.shape[2], q.device)
+    (up, down, rows), (left, right, columns) = _tiles(q.shape[1], bias), _tiles(q.shape[2], bias)
     tiles = len(rows), len(columns)
 
     q = F.pad(q, (0, 0, 0, 0, left, right, up, down))
     q = q.unflatten(2, (tiles[1], WINDOW)).unflatten(1, (tiles[0], WINDOW))  # [B, rows, 7, columns, 7, H, D]
     q = q.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(1, 3)  # [B, tiles · H, 49, D]
 
-    reach = left + _REACH, right + _REACH, up + _REACH, down + _REACH
+    reach = left + _REACH, right + _REACH + 1, up + _REACH, down + _REACH + 1
     seen = F.pad(torch.stack([k, v], 3), (0, 0, 0, 0, 0, 0, *reach))
-    seen = seen.unfold(1, _SEEN, WINDOW).unfold(2, _SEEN, WINDOW)  # [B, rows, columns, 2, H, D, 13, 13]
-    k, v = seen.permute(3, 0, 1, 2, 4, 6, 7, 5).flatten(5, 6).flatten(2, 4)  # each [B, tiles · H, 169, D]
+    seen = seen.unflatten(2, (tiles[1] + 1, WINDOW)).unflatten(1, (tiles[0] + 1, WINDOW))
+    seen = seen.permute(5, 0, 1, 3, 6, 2, 4, 7)  # [2, B, rows + 1, columns + 1, H, 7, 7, D]
+    k, v = _with_next(_with_next(seen, 3, 6), 2, 5).flatten(5, 6).flatten(2, 4)  # each [B, tiles · H, 169, D]
 
-    table = F.pad(bias, (0, 1, 0, 1), value=float("-inf"))
-    mask = table[:, rows][..., columns]  # [H, rows, 7, 13, columns, 7, 13]
-    mask = mask.permute(1, 4, 0, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(0, 2)
+    table = F.pad(bias, (0, 1, 0, 1), value=_NEVER)
+    mask = rows.flatten(0, 2) @ table @ columns.flatten(0, 2).T  # a product, whose gradient is one too
+    mask = mask.unflatten(2, (tiles[1], WINDOW, _SEEN)).unflatten(1, (tiles[0], WINDOW, _SEEN))
+    mask = mask.permute(1, 4, 0, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(0, 2)  # [tiles · H, 49, 169]
 
     x = F.scaled_dot_product_attention(q, k, v, mask[None])
     x = x.unflatten(2, (WINDOW, WINDOW)).unflatten(1, (*tiles, heads)).permute(0, 1, 4, 2, 5, 3, 6)
@@ -204,23 +207,31 @@ def attend_by_natten(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out.permute(0, 2, 3, 1, 4)
 
 
-def _tiles(size: int, device: torch.device) -> tuple[int, int, Tensor]:
-    """Lay tiles of 7 over an axis → padding before, padding behind, index of the bias [tiles, 7, 13].
+def _with_next(x: Tensor, tile: int, cell: int) -> Tensor:
+    """Give each tile along an axis but the last its 13 cells, its own 7 and 6 of the next; tile, cell: their axes."""
+    count = x.shape[tile] - 1
+    return torch.cat([x.narrow(tile, 0, count), x.narrow(tile, 1, count).narrow(cell, 0, _SEEN - WINDOW)], cell)
 
-    The index is 0 … 12 where cell i of a tile sees cell j of the 13 around the tile, and 13 where not. The tiles are
-    shifted so that the last has at least 4 cells; then the whole window of each of its cells lies within its 13.
+
+def _tiles(size: int, like: Tensor) -> tuple[int, int, Tensor]:
+    """Lay tiles of 7 over an axis → padding before, padding behind, choice among the biases [tiles, 7, 13, 14].
+
+    It is 1 at one of 0 … 12 where cell i of a tile sees cell j of the 13 around the tile, and at 13 where not. The
+    tiles are shifted so that the last has at least 4 cells; then the whole window of each of its cells lies within its
+    13.
     """
     rest = size % WINDOW
     before = max(0, WINDOW - _REACH - rest) if rest else 0
     tiles = -(-(size + before) // WINDOW)
-    first = torch.arange(tiles, device=device)[:, None, None] * WINDOW - before
-    cell = (first + torch.arange(WINDOW, device=device)[:, None]).clamp(
+    first = torch.arange(tiles, device=like.device)[:, None, None] * WINDOW - before
+    cell = (first + torch.arange(WINDOW, device=like.device)[:, None]).clamp(
         0, size - 1
     )  # padding sees what the border does
-    seen = first + torch.arange(_SEEN, device=device) - _REACH
+    seen = first + torch.arange(_SEEN, device=like.device) - _REACH
     start = (cell - _REACH).clamp(0, size - WINDOW)
     index = torch.where((seen >= start) & (seen < start + WINDOW), seen - cell + WINDOW - 1, _SEEN)
-    return before, tiles * WINDOW - before - size, index
+    choice = (index[..., None] == torch.arange(_SEEN + 1, device=like.device)).to(like.dtype)
+    return before, tiles * WINDOW - before - size, choice
 
 
 class NATMini(NAT):
