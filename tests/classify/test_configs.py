@@ -30,7 +30,7 @@ COSTS = {  # parameters with ImageNet's classes, or the config's own; 10⁹ oper
     "extraction_imagenet": (23_437_224, 8.519),
     "googlenet_imagenet": (13_004_888, 2.997),
     "lenet5_mnist": (60_850, 0.001),
-    "nat-mini_imagenet": (19_984_174, 6.076),
+    "nat-mini_imagenet": (19_984_174, 6.298),
     "poolformer-s24_imagenet": (21_388_968, 6.784),
     "psvit-2d-tiny_imagenet": (9_652_360, 2.744),
     "pvt-small_imagenet": (24_485_864, 7.631),
@@ -58,8 +58,7 @@ def test_costs_are_the_headers(name) -> None:
     assert sum(p.numel() for p in network.parameters()) == parameters
     with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, *config.preprocess.size))
-    # What is counted of a neighbourhood's attention depends a little on how it is computed.
-    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, rel=0.05, abs=6e-4)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, abs=6e-4)
 
 
 @pytest.mark.slow
