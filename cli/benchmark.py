@@ -9,6 +9,8 @@ from .options import Compile, CudaGraphs, Device, Precision, Weights
 if TYPE_CHECKING:
     from detkit.predict.benchmark import Ceilings, Row
 
+_STAGES = ("decode picture", "preprocess", "forward", "decode boxes", "select", "write")
+
 
 def benchmark_command(
     model: Annotated[
@@ -44,7 +46,7 @@ def benchmark_command(
     precision: Precision = "fp32",
     compiled: Compile = False,
     cuda_graphs: CudaGraphs = False,
-    seconds: Annotated[float, typer.Option(min=0, help="How long to measure each size of a batch.")] = 6,
+    seconds: Annotated[float, typer.Option(min=0, max=3600, help="How long to measure each size of a batch.")] = 6,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Measure how fast a model is on this machine, and where the time goes.
@@ -75,22 +77,24 @@ def benchmark_command(
     )
     sizes = batch_sizes or ([1, 8] if detector.device.type == "cpu" else [1, 8, 64])
     rows: list[Row] = []
-    with messages.status("measuring the machine") as status:
-        ceilings = measure_ceilings(detector)
+    try:
+        with messages.status("measuring the machine") as status:
+            ceilings = measure_ceilings(detector)
 
-        def show(row: "Row | None" = None) -> None:
-            rows.extend([row] if row else [])
-            if len(rows) < len(sizes):
-                status.update(f"batches of {sizes[len(rows)]}, {len(rows) + 1} of {len(sizes)}")
+            def show(row: "Row | None" = None) -> None:
+                rows.extend([row] if row else [])
+                if len(rows) < len(sizes):
+                    status.update(f"batches of {sizes[len(rows)]}, {len(rows) + 1} of {len(sizes)}")
 
-        show()
-        benchmark(detector, source or SAMPLES, batch_sizes=sizes, seconds=seconds, on_row=show)
-    about = describe(detector) | {"compiled": compiled, "cuda_graphs": cuda_graphs, "untrained": untrained}
-    if json:
-        found = {"product": ceilings.product, "copy": ceilings.copy}
-        print(dumps({**about, "ceilings": found, "batches": [row.to_json(ceilings) for row in rows]}))
-    else:
-        _print(about, ceilings, rows)
+            show()
+            benchmark(detector, source or SAMPLES, batch_sizes=sizes, seconds=seconds, on_row=show)
+    finally:  # what was measured before a batch that does not fit into the memory stays of use
+        about = describe(detector) | {"compiled": compiled, "cuda_graphs": cuda_graphs, "untrained": untrained}
+        if rows and json:
+            found = {"product": ceilings.product, "copy": ceilings.copy}
+            print(dumps({**about, "ceilings": found, "batches": [row.to_json(ceilings) for row in rows]}))
+        elif rows:
+            _print(about, ceilings, rows)
 
 
 def _numbers(text: str) -> list[int]:
@@ -111,27 +115,25 @@ def _print(about: dict[str, Any], ceilings: "Ceilings", rows: "list[Row]") -> No
     from detkit.predict.benchmark import STAGES
 
     console = Console(highlight=False)
-    console.width = max(console.width, 120)  # to a file or pipe the table goes whole
+    console.width = max(console.width, 24 + 10 * len(rows))  # however many columns, none is cut
     how = [name.replace("_", " ") for name in ("compiled", "cuda_graphs", "untrained") if about[name]]
     threads = f", {count(about['threads'], 'thread')}" if about["threads"] else ""
     console.print(
         f"{about['model']} at {about['size'][0]} × {about['size'][1]}, {', '.join([about['precision'], *how])}, on "
         f"{about['device']}{threads}, PyTorch {about['torch']}"
     )
-    table = Table(box=SIMPLE)
-    times = ("pictures\n/s", "p50\nms", "p95\nms", *(f"{stage}\n%" for stage in STAGES))
-    for column in ("batch", *times, "peak\nMB", "product\n%", "copy\n%"):
-        table.add_column(column, justify="right", no_wrap=True)
+    found = [row.to_json(ceilings) for row in rows]
+    table = Table("batch", box=SIMPLE)
     for row in rows:
-        found = row.to_json(ceilings)
-        table.add_row(
-            str(row.batch),
-            f"{row.pictures_per_second:.1f}",
-            *(f"{1000 * found[key]:.1f}" for key in ("latency_p50", "latency_p95")),
-            *(f"{100 * found['shares'][stage]:.1f}" for stage in STAGES),
-            "" if row.memory is None else f"{row.memory / 1e6:.0f}",
-            *(f"{100 * found[key]:.1f}" for key in ("share_of_product", "share_of_copy")),
-        )
+        table.add_column(str(row.batch), justify="right", no_wrap=True)
+    table.add_row("pictures a second", *(f"{x['pictures_per_second']:.1f}" for x in found))
+    for percent in ("50", "95"):
+        table.add_row(f"latency p{percent}, ms", *(f"{1000 * x[f'latency_p{percent}']:.1f}" for x in found))
+    for stage, name in zip(STAGES, _STAGES, strict=True):
+        table.add_row(f"{name}, %", *(f"{100 * x['shares'][stage]:.1f}" for x in found))
+    table.add_row("peak memory, MB", *("" if row.memory is None else f"{row.memory / 1e6:.0f}" for row in rows))
+    for key in ("product", "copy"):
+        table.add_row(f"of {key}, %", *(f"{100 * x[f'share_of_{key}']:.1f}" for x in found))
     console.print(table)
     console.print(
         f"Of product and copy: the device reaches {ceilings.product / 1e9:.4g} GFLOP/s in a product of matrices and "

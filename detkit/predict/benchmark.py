@@ -109,7 +109,7 @@ def benchmark(
 
     names: pictures, folders and globs, which take turns until a batch is full. on_row: called with each row when it is
     there. The model's own selection is used, and annotated pictures are written to a folder that goes again. Raises
-    DetkitError for a video and for what cannot be read.
+    DetkitError for a video, for what cannot be read and for a batch that the memory does not hold.
     """
     sources = find_sources(names)
     for source in sources:
@@ -119,7 +119,8 @@ def benchmark(
     with TemporaryDirectory() as folder:
         for number, size in enumerate(batch_sizes):
             batch = list(islice(cycle(sources), size))
-            rows.append(_row(model, batch, seconds, max_pixels, Path(folder) / str(number)))
+            with _fits(size, model):
+                rows.append(_row(model, batch, seconds, max_pixels, Path(folder) / str(number)))
             on_row(rows[-1])
     return rows
 
@@ -163,6 +164,20 @@ def measure_ceilings(model: Model, repeats: int = 5) -> Ceilings:
         return min(found[1:])
 
     return Ceilings(2 * side**3 / best(lambda: a @ b), 2 * source.nbytes / best(lambda: target.copy_(source)))
+
+
+@contextmanager
+def _fits(size: int, model: Model) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        height, width = model.preprocess.size
+        raise DetkitError(
+            f"--batch {size}: the {model.device.type}'s memory does not hold so many pictures of {height} × {width}; "
+            "ask for fewer, or for a smaller --size"
+        ) from error
 
 
 def _row(model: Model, sources: Sequence[Source], seconds: float, max_pixels: int, folder: Path) -> Row:

@@ -2,10 +2,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from detkit import cli
+from detkit.model import Model
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--device", "cpu", "--seconds", "0", "--size", "64")
@@ -30,11 +33,33 @@ def test_a_table_of_the_model_that_comes_with_detkit(run: Run, tmp_path: Path) -
     code, out, err = run(*QUICK, "--batch", "1, 2")
     assert (code, err) == (0, "")
     assert out.startswith("yolov3_fasternet_coco at 64 × 64, fp32, on ")
-    lines = [line.split() for line in out.splitlines()]
-    assert [line[0] for line in lines if len(line) == 13 and line[0].isdigit()] == ["1", "2"]
-    assert "preprocess" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    rows = [line.split() for line in out.splitlines()]
+    assert ["batch", "1", "2"] in rows
+    parts = ("decode picture,", "preprocess,", "forward,", "decode boxes,", "select,", "write,")
+    shares = [row[-2:] for name in parts for row in rows if row[: len(name.split())] == name.split()]
+    assert [sum(float(share) for share in column) for column in zip(*shares, strict=True)] == pytest.approx(
+        [100] * 2, abs=0.4
+    )
     assert "GB/s in a copy; a forward of one picture has 0.06" in " ".join(out.split())
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_what_was_measured_before_a_batch_that_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Model.prepare
+
+    def limited(self: Model, pictures: Any, proposals: Any = None) -> Any:
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prepare(self, pictures, proposals)
+
+    monkeypatch.setattr(Model, "prepare", limited)
+    code, out, err = run(*QUICK, "--batch", "2,64", "--json")
+    assert [row["batch"] for row in json.loads(out)["batches"]] == [2]
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(
+        "error: --batch 64: the cpu's memory does not hold so many pictures of 64 × 64; ask for fewer"
+    )
 
 
 def test_json_of_a_config_without_weights(run: Run) -> None:
@@ -61,6 +86,7 @@ def test_json_of_a_config_without_weights(run: Run) -> None:
         (["yolov3_tiny_coco", "--untrained", "--weights", "a.weights"], "a.weights: has nothing to load into"),
         (["--precision", "fp16"], "--precision fp16: needs a GPU; on the CPU use bf16 or fp32"),
         (["--cuda-graphs"], "--cuda-graphs: needs a CUDA device"),
+        (["classify_resnet50_imagenet", "--untrained"], "is a classifier, which finds no objects"),
         (["--source", "none.jpg", "--seconds", "0"], "none.jpg: no such file or folder"),
     ],
 )

@@ -2,6 +2,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -96,6 +97,18 @@ def test_the_ceilings_are_measured(model: Model) -> None:
     ceilings = measure_ceilings(model, repeats=1)
     assert 1e8 < ceilings.product < 1e15
     assert 1e7 < ceilings.copy < 1e13
+
+
+def test_only_a_full_memory_is_named_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, expected in (
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), DetkitError),
+        (MemoryError(), DetkitError),
+        (RuntimeError("sizes differ"), RuntimeError),
+    ):
+        monkeypatch.setattr(Model, "prepare", Mock(side_effect=error))
+        with pytest.raises(expected) as raised:
+            benchmark(model, SAMPLES, batch_sizes=[2], seconds=0)
+        assert ("--batch 2: the cpu's memory" in str(raised.value)) == (expected is DetkitError)
 
 
 def test_what_cannot_be_timed_is_named(model: Model, film: Callable[..., Path], tmp_path: Path) -> None:
