@@ -5,15 +5,19 @@ of its tensors are kept in `state_dicts/`: a change there means that old checkpo
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from detkit.detectors import DETECTORS
 from detkit.detectors.base import Detector
+from detkit.inference import compile_forward
 from detkit.model import ModelConfig, build_detector
 from detkit.ops.boxes import pairwise_iou
 from detkit.ops.nms import Selection
@@ -208,3 +212,19 @@ def test_forward_is_the_same_after_export(name: str) -> None:
         found, expected = (model.decode(network(*model.inputs(batch())), 0.0) for network in (exported, model))
     for name in ("count", "boxes", "scores", "labels"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TREES)
+def test_every_detector_is_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, and differentiated by PyTorch's compiler, but without its code in C++."""
+    seen = Mock(side_effect=torch._dynamo.lookup_backend("aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=seen))
+    model, pictures = build(name), batch()
+    with torch.no_grad():
+        expected = model(*model.inputs(pictures))
+        compile_forward(model, one_size=True)
+        found = model(*model.inputs(pictures))
+    assert seen.called
+    for x, y in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(x, y)
