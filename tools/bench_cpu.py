@@ -587,6 +587,17 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
+def borrow_packages(python: str | None) -> None:
+    """Let this process import what another environment has and its own lacks; an interpreter of the same version."""
+    if python:
+        command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SystemExit(f"--peer-python {python}: cannot be asked for its packages ({error})") from None
+        sys.path.append(found.stdout.strip())
+
+
 def cpu_name() -> str:
     """Return what the processor calls itself."""
     info = Path("/proc/cpuinfo")

@@ -2,6 +2,7 @@
 
     python tools/bench_detect.py --json tools/results/bench_detect.json
     python tools/bench_detect.py --size 320 --compile --cpu-time    # on a CPU that does other work, too
+    python tools/bench_detect.py --peer-python ~/peers/bin/python   # with Ultralytics, as tools/bench_cpu.py explains
 
 The contestants of a case take turns (A B A B …) in one process, so that whatever else the machine does falls on all of
 them. A case reports medians, and ratios to the median of its first contestant.
@@ -12,7 +13,9 @@ them. A case reports medians, and ratios to the median of its first contestant.
                 stands, with its own resizing and post-processing, and detkit's with the same weights. That both find
                 the same is checked.
   yolov3        the same for YOLOv3-tiny and YOLOv3, and Ultralytics' networks of these names where ultralytics
-                (AGPL-3.0) is installed. Its heads are anchor-free and its networks larger, see tools/bench_cpu.py.
+                (AGPL-3.0) can be imported, on the same PyTorch and OpenCV. They are those that it releases as yolov3u
+                and yolov3-tinyu: anchor-free heads and up to 1.8 times the operations, see tools/bench_cpu.py, so this
+                compares what the names give and not the same network.
 
 Random weights are made to behave like trained ones: batch norms hold the statistics of the pictures, and biases let a
 realistic number of candidates pass, but for Ultralytics', whose networks find next to nothing. Selection alone is timed
@@ -212,11 +215,12 @@ def check_same(model: Model, theirs: Sequence[dict[str, torch.Tensor]], given: S
 
 
 def ultralytics_detect(yaml: str, given: Sequence[Any], options: argparse.Namespace) -> Contestants:
-    """Its `predict`, or nothing where it is not installed."""
+    """Its `predict`, or nothing and a sentence where it cannot be imported."""
     try:
         os.environ.setdefault("YOLO_OFFLINE", "true")
         import ultralytics  # type: ignore[import-not-found]
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        print(f"left out: ultralytics (no module {error.name}); --peer-python names an environment that has it")
         return {}
     torch.manual_seed(0)
     yolo = ultralytics.YOLO(yaml, task="detect")
@@ -235,8 +239,11 @@ def ultralytics_detect(yaml: str, given: Sequence[Any], options: argparse.Namesp
 
 def measure(contestants: Contestants, options: argparse.Namespace) -> dict[str, Any]:
     """Time the contestants in turn until there are enough rounds, or three and no time is left."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
     for run in contestants.values():  # compiles, chooses algorithms
         run()
+    torch.set_num_threads(threads[0])  # ultralytics sets both
+    cv2.setNumThreads(threads[1])
     times: dict[str, list[float]] = {name: [] for name in contestants}
     first, end = times[next(iter(times))], time.monotonic() + options.seconds
     now = partial(clock, options.device, options.cpu_time)
@@ -293,7 +300,9 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="seconds of the CPU, not the clock's: one thread on a busy machine"
     )
+    parser.add_argument("--peer-python", metavar="PATH", help="interpreter of an environment that has ultralytics")
     options = parser.parse_args()
+    bench_cpu.borrow_packages(options.peer_python)
     if options.cpu_time:
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
