@@ -18,7 +18,9 @@ Contestants
   torchvision trick the same decoding, then one `nms` for all pictures and classes, which are moved apart. Their
                     coordinates grow with pictures and classes, so that it rounds and may leave other boxes.
   ultralytics       the same decoding, then its `non_max_suppression` without the time limit that drops pictures; where
-                    it is installed. AGPL-3.0: it is timed here and is no part of detkit.
+                    it can be imported. AGPL-3.0: it is timed here and is no part of detkit.
+  forward bf16      no contestant: the network whose heads these are, so that its ratio says how many times as long as
+                    decoding and selection it takes.
 
 The heads are random, with the statistics of trained ones: 8 % of the anchors have an objectness above .001 and .4 % lie
 on an object. The floor of a case that starts from heads is the time to read them once at the bandwidth of a large copy
@@ -43,9 +45,11 @@ from unittest.mock import patch
 
 import torch
 import torchvision
-from bench_cpu import clustered, cpu_name
+from bench_cpu import borrow_packages, clustered, cpu_name
 from torch import Tensor
 
+from detkit.inference import for_inference
+from detkit.model import build_detector, read_config
 from detkit.ops.anchors import cell_corners
 from detkit.ops.boxes import xyxy_to_cxcywh
 from detkit.ops.nms import Selection, select
@@ -158,6 +162,23 @@ def ultralytics_nms() -> Callable[[Tensor, Tensor, float], Found] | None:
     return nms
 
 
+def forward_of_yolov3(device: torch.device) -> Callable[[int], Callable[[Any], Any]]:
+    """For a number of pictures, what runs YOLOv3 on them in bf16, whatever it is given."""
+    network = build_detector(read_config("yolov3_darknet53_coco", [f"preprocess.size=[{SIDE}, {SIDE}]"]))
+    for_inference(network, device, "bf16")
+
+    def of(batch: int) -> Callable[[Any], Any]:
+        images = torch.rand(batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
+
+        def forward(_: Any) -> Any:
+            with torch.autocast(device.type, torch.bfloat16):
+                return network(images)
+
+        return forward
+
+    return of
+
+
 def without_kernels(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The same, by what detkit does on a GPU where Triton is missing."""
 
@@ -217,9 +238,12 @@ def head_cases(options: argparse.Namespace, device: torch.device) -> Iterator[Ca
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     dtype = getattr(torch, options.dtype)
     anchors = [torch.tensor(shapes, dtype=torch.float, device=device) for shapes in ANCHORS]
-    peer = ultralytics_nms()
+    peer, forward_of = ultralytics_nms(), forward_of_yolov3(device)
+    if peer is None:
+        print("left out: ultralytics, which --peer-python can bring")
 
     for batch in options.batch:
+        forward = forward_of(batch)
         one = heads(batch, 0, device, dtype, layout)
         read = sum(raw.numel() * raw.element_size() for raw in one)
         # Enough inputs that the one that is next has left the caches of a GPU.
@@ -249,6 +273,7 @@ def head_cases(options: argparse.Namespace, device: torch.device) -> Iterator[Ca
                 contestants["detkit without kernels"] = without_kernels(detect)
             if peer is not None:
                 contestants["ultralytics"] = then(peer)
+            contestants["forward bf16"] = forward
             yield Case(f"detect, {label}", inputs, contestants, read, facts)
 
 
@@ -332,29 +357,36 @@ def bandwidth(device: torch.device, rounds: int) -> float:
 
 def measure(case: Case, options: argparse.Namespace, device: torch.device, bytes_per_second: float) -> dict[str, Any]:
     """Time a case; its contestants take turns until there are enough rounds, or three and no time is left."""
-    repeats, left = {}, {}
+    repeats, left, failed = {}, {}, {}
     for name, function in case.contestants.items():
-        found = function(case.inputs[0])  # the first call compiles
-        if not case.name.startswith("decode"):
-            left[name] = int(found.count.sum()) if isinstance(found, Candidates) else len(found[1])
-        once = seconds_of(function, case.inputs, 1, device)
-        repeats[name] = max(1, min(1000, round(0.02 / once)))
-    times: dict[str, list[float]] = {name: [] for name in case.contestants}
+        try:
+            found = function(case.inputs[0])  # the first call compiles
+            if not case.name.startswith("decode") and not name.startswith("forward"):
+                left[name] = int(found.count.sum()) if isinstance(found, Candidates) else len(found[1])
+            once = seconds_of(function, case.inputs, 1, device)
+            repeats[name] = max(1, min(1000, round(0.02 / once)))
+        except RuntimeError as error:  # out of memory, as by the N × N bits of one NMS for all pictures
+            if name == "detkit":
+                raise
+            failed[name] = str(error).splitlines()[0]
+            torch.cuda.empty_cache()
+    times: dict[str, list[float]] = {name: [] for name in repeats}
     end = time.monotonic() + options.seconds
     while len(times["detkit"]) < options.rounds and (len(times["detkit"]) < 3 or time.monotonic() < end):
-        for name, function in case.contestants.items():
-            times[name].append(seconds_of(function, case.inputs, repeats[name], device))
+        for name, found in times.items():
+            found.append(seconds_of(case.contestants[name], case.inputs, repeats[name], device))
     first, floor = median(times["detkit"]), case.read / bytes_per_second
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, found in times.items():
-        row = {"name": name, "median": median(found), "min": min(found), "max": max(found)}
+        row: dict[str, Any] = {"name": name, "median": median(found), "min": min(found), "max": max(found)}
         row["ratio"] = row["median"] / first
-        if case.read:
+        if case.read and not name.startswith("forward"):
             row["share"] = floor / row["median"]
         if name in left:
             row["boxes"] = left[name]
         rows.append(row)
-    return {"case": case.name, "rounds": len(times["detkit"]), "floor": floor, **case.facts, "contestants": rows}
+    about = {"case": case.name, "rounds": len(times["detkit"]), "floor": floor, **case.facts}
+    return {**about, "contestants": rows, "failed": failed}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -382,6 +414,9 @@ def show(report: dict[str, Any]) -> None:
                 end_section=i == len(result["contestants"]) - 1,
             )
     console.print(table)
+    for result in report["cases"]:
+        for name, reason in result["failed"].items():
+            console.print(f"{result['case']}: {name} fails ({reason})")
     console.print(f"{report['device']['name']}, copy {report['bandwidth'] / 1e9:.0f} GB/s, {report['versions']}")
 
 
@@ -410,7 +445,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--rounds", type=int, default=15, help="times that each contestant of a case runs")
     parser.add_argument("--seconds", type=float, default=20, help="a case ends then if it had three rounds")
+    parser.add_argument("--peer-python", metavar="PATH", help="interpreter of an environment that has ultralytics")
     options = parser.parse_args()
+    borrow_packages(options.peer_python)
     device = torch.device(options.device)
     options.batch = options.batch or ([1, 8, 64] if device.type == "cuda" else [1])
     torch.set_num_threads(options.threads)
@@ -418,9 +455,8 @@ def main() -> None:
     bytes_per_second = bandwidth(device, options.rounds)
     makers = {"heads": head_cases, "rpn": rpn_cases, "clusters": cluster_cases}
     chosen = [make for name, make in makers.items() if options.only in (None, name)]
-    cases = [measure(case, options, device, bytes_per_second) for make in chosen for case in make(options, device)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    report = {
+    report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": {
             "type": device.type, "name": name, "cores": os.cpu_count(), "system": platform.platform(), "load": load,
@@ -429,11 +465,16 @@ def main() -> None:
         "versions": versions(),
         "heads": {"dtype": options.dtype, "channels_last": options.channels_last},
         "bandwidth": bytes_per_second,
-        "cases": cases,
+        "cases": [],
     }  # fmt: skip
+    for make in chosen:
+        for case in make(options, device):
+            print(case.name, flush=True)
+            report["cases"].append(measure(case, options, device, bytes_per_second))
+            torch.set_num_threads(options.threads)  # which ultralytics sets
+            if options.json:  # what a run that is stopped has measured is there
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
     show(report)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _numbers(text: str) -> list[int]:
