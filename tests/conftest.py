@@ -43,3 +43,11 @@ def weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield make
     for path in made.values():
         path.unlink()
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing that torch.compile made for other tests, whose code it keeps by function and not by model."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

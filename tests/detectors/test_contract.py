@@ -215,6 +215,7 @@ def test_forward_is_the_same_after_export(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("name", TREES)
 def test_every_detector_is_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, and differentiated by PyTorch's compiler, but without its code in C++."""

@@ -82,6 +82,7 @@ def test_on_a_gpu_the_computing_stream_waits_for_the_copy(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_model_finds_the_same(tmp_path: Path) -> None:
     """Its code is made once: the last batch is filled up."""
     level = {"stride": 32, "anchors": [[20, 20]], "width": 8, "depth": 0}
