@@ -12,11 +12,13 @@ It is exact: nothing but the stated cap bounds it, boxes are compared at their o
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
@@ -62,28 +64,29 @@ def select(candidates: Candidates, selection: Selection, sizes: Tensor | None = 
     sizes [B, 2] (height, width): results are clipped to them. Runs for all pictures at once, and on a GPU without
     waiting for it; K is `max_detections` (at most N), and `count` says how many rows hold.
     """
-    table = _by_score(candidates, selection)
-    length = min(selection.max_detections, table.scores.shape[1])
-    on_cpu = table.scores.device.type == "cpu"
-    compiled = table.scores.shape[1] > _WORTH_COMPILING if on_cpu else kernels.serve(table.scores)
-    if selection.method == "greedy" and compiled:
-        index, scores, count = _greedy(table, selection, length)
+    length = min(selection.max_detections, candidates.scores.shape[1])
+    if selection.method == "greedy" and _compiled(candidates.scores):
+        index, count = torch.ops.detkit.select(
+            candidates.boxes.detach().float(), candidates.scores.detach().float(), candidates.labels, candidates.count,
+            selection.score, selection.iou, selection.cap, length, selection.class_agnostic, selection.labels,
+        )  # fmt: skip
+        scores = candidates.scores.gather(1, index)
     else:
-        index, scores, count = _round_by_round(table, selection, length)
-    boxes = table.boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        index, scores, count = _round_by_round(candidates, selection, length)
+    boxes = candidates.boxes.gather(1, index[..., None].expand(-1, -1, 4))
     if sizes is not None:
         boxes = box_ops.clip(boxes, sizes[:, :1], sizes[:, 1:])
     padding = torch.arange(length, device=count.device) >= count[:, None]
     return Candidates(
         boxes.masked_fill(padding[..., None], 0), scores.masked_fill(padding, 0),
-        table.labels.gather(1, index).masked_fill(padding, 0), count,
+        candidates.labels.gather(1, index).masked_fill(padding, 0), count,
     )  # fmt: skip
 
 
 def warn_of_cap(candidates: Candidates, selection: Selection) -> None:
     """Say that the cap on candidates bites; reads the counts, so call it once the results are on the CPU anyway."""
     if candidates.scores.shape[1] > selection.cap and bool(
-        (_enters(candidates, selection).sum(1) > selection.cap).any()
+        (_enters(candidates, selection.score, selection.labels).sum(1) > selection.cap).any()
     ):
         warnings.warn(
             f"more than {selection.cap} candidates of a picture are above the score {selection.score}, and only the "
@@ -92,74 +95,85 @@ def warn_of_cap(candidates: Candidates, selection: Selection) -> None:
         )
 
 
-def _enters(candidates: Candidates, selection: Selection) -> Tensor:
+def _compiled(scores: Tensor) -> bool:
+    """Whether greedy NMS runs compiled: on the CPU where there is enough to do, or the compiler was needed before."""
+    if scores.device.type == "cpu":
+        return scores.shape[1] > _WORTH_COMPILING or "detkit.ops.kernels.nms_cpu" in sys.modules
+    return kernels.serve(scores)
+
+
+def _enters(candidates: Candidates, score: float, labels: Sequence[int]) -> Tensor:
     """[B, N] bool: which rows are above the score and of a wanted label."""
-    enters = candidates.valid & (candidates.scores > selection.score)
-    if selection.labels:  # compared one by one: a tensor of them would have to be copied to the device
-        enters &= reduce(Tensor.logical_or, (candidates.labels == label for label in selection.labels))
+    enters = candidates.valid & (candidates.scores > score)
+    if labels:  # compared one by one: a tensor of them would have to be copied to the device
+        enters &= reduce(Tensor.logical_or, (candidates.labels == label for label in labels))
     return enters
 
 
-def _by_score(candidates: Candidates, selection: Selection) -> Candidates:
-    """Sort the rows that enter by falling score, equal ones by rising index, and cut at the cap."""
-    enters = _enters(candidates, selection)
-    scores = candidates.scores.masked_fill(~enters, -torch.inf)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    order = order[:, : selection.cap]
-    return Candidates(
+def _by_score(candidates: Candidates, score: float, labels: Sequence[int], cap: int) -> tuple[Candidates, Tensor]:
+    """Sort the rows that enter by falling score, equal ones by rising index, and cut at the cap; with their indices."""
+    enters = _enters(candidates, score, labels)
+    scores, order = candidates.scores.masked_fill(~enters, -torch.inf).sort(dim=1, descending=True, stable=True)
+    order = order[:, :cap]
+    table = Candidates(
         candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4)),
-        scores[:, : selection.cap],
+        scores[:, :cap],
         candidates.labels.gather(1, order),
-        enters.sum(1).clamp(max=selection.cap),
+        enters.sum(1).clamp(max=cap),
     )
+    return table, order
 
 
-def _greedy(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    labels = None if selection.class_agnostic else table.labels
-    index, count = _compiled_greedy(table.boxes.detach().float(), labels, table.count, selection.iou, length)
-    return index, table.scores.gather(1, index), count
-
-
-@torch.library.custom_op(
-    "detkit::greedy_nms",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor boxes, Tensor? labels, Tensor count, float iou, int length) -> (Tensor, Tensor)",
+# One operation, so that a network that selects inside can be compiled and exported.
+_library = torch.library.Library("detkit", "FRAGMENT")
+_library.define(
+    "select(Tensor boxes, Tensor scores, Tensor labels, Tensor count, float score, float iou, int cap, int length, "
+    "bool class_agnostic, int[] wanted) -> (Tensor, Tensor)"
 )
-def _compiled_greedy(
-    boxes: Tensor, labels: Tensor | None, count: Tensor, iou: float, length: int
-) -> tuple[Tensor, Tensor]:
-    """Greedy NMS as one operation, so that a network that selects inside can be exported: see kernels/nms_cpu.py."""
-    from detkit.ops.kernels.nms_cpu import greedy_nms  # compiles on its first use
 
-    labels = torch.zeros_like(boxes[..., 0], dtype=torch.long) if labels is None else labels.contiguous()
-    index, taken = greedy_nms(boxes.contiguous().numpy(), labels.numpy(), count.numpy(), iou, length)
+
+@torch.library.impl(_library, "select", "CPU")
+def _on_cpu(
+    boxes: Tensor, scores: Tensor, labels: Tensor, count: Tensor,
+    score: float, iou: float, cap: int, length: int, class_agnostic: bool, wanted: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from detkit.ops.kernels.nms_cpu import select  # compiles on its first use
+
+    columns = (column.contiguous().numpy() for column in (boxes, scores, labels, count))
+    index, taken = select(*columns, np.array(wanted, np.int64), score, iou, cap, length, class_agnostic)
     return torch.from_numpy(index), torch.from_numpy(taken)
 
 
-@_compiled_greedy.register_kernel("cuda")
-def _greedy_on_gpu(
-    boxes: Tensor, labels: Tensor | None, count: Tensor, iou: float, length: int
-) -> tuple[Tensor, Tensor]:
+@torch.library.impl(_library, "select", "CUDA")
+def _on_gpu(
+    boxes: Tensor, scores: Tensor, labels: Tensor, count: Tensor,
+    score: float, iou: float, cap: int, length: int, class_agnostic: bool, wanted: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     from detkit.ops.kernels.select import greedy_nms  # needs Triton
 
-    return greedy_nms(boxes, labels, count, iou, length)
+    table, order = _by_score(Candidates(boxes, scores, labels, count), score, wanted, cap)
+    index, taken = greedy_nms(table.boxes, None if class_agnostic else table.labels, table.count, iou, length)
+    return order.gather(1, index), taken
 
 
-@_compiled_greedy.register_fake
-def _shapes_of_greedy(
-    boxes: Tensor, labels: Tensor | None, count: Tensor, iou: float, length: int
-) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("detkit::select", lib=_library)  # type: ignore[untyped-decorator]
+def _shapes(
+    boxes: Tensor, scores: Tensor, labels: Tensor, count: Tensor,
+    score: float, iou: float, cap: int, length: int, class_agnostic: bool, wanted: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return count.new_empty(len(boxes), length), torch.empty_like(count)
 
 
-def _round_by_round(table: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _round_by_round(candidates: Candidates, selection: Selection, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Take the best candidate of every picture, weaken what it overlaps, and repeat: K rounds, no wait, O(B·N) memory.
 
-    The readable reference of greedy NMS, and the path of Soft-NMS, DIoU-NMS and of GPUs without Triton.
+    The readable reference of greedy NMS, and the path of Soft-NMS, DIoU-NMS and of GPUs without Triton: torchvision's
+    NMS waits for the GPU after each picture, and divides, so that on a tie it leaves other boxes than these. Returns
+    index and scores [B, K] and their number [B].
     """
     decay = _decay(selection)
-    scores = table.scores.clone()
+    table, order = _by_score(candidates, selection.score, selection.labels, selection.cap)
+    scores = table.scores
     taken_index, taken_score = [], []
     for _ in range(length):
         score, best = scores.max(1, keepdim=True)
@@ -170,20 +184,20 @@ def _round_by_round(table: Candidates, selection: Selection, length: int) -> tup
         if not selection.class_agnostic:
             factor = torch.where(table.labels == table.labels.gather(1, best), factor, 1)
         scores = torch.where(factor > 0, scores * factor, -torch.inf).scatter(1, best, -torch.inf)
-        taken_index.append(best)
+        taken_index.append(order.gather(1, best))
         taken_score.append(score)
     missing = length - len(taken_index)
-    index = torch.cat([*taken_index, table.labels.new_zeros(len(table), missing)], 1)
-    score = torch.cat([*taken_score, table.scores.new_full((len(table), missing), -torch.inf)], 1)
+    index = torch.cat([*taken_index, order.new_zeros(len(order), missing)], 1)
+    score = torch.cat([*taken_score, scores.new_full((len(order), missing), -torch.inf)], 1)
     return index, score, (score > selection.score).sum(1)
 
 
 def _decay(selection: Selection) -> Callable[[Tensor, Tensor], Tensor]:
-    """The factor by which a taken box [B, 1, 4] lowers the scores of the others [B, N, 4]."""
+    """The factor by which a taken box [B, 1, 4] lowers the scores of the others [B, N, 4]; 1 if there is no telling."""
     if selection.method == "soft":
-        return lambda box, boxes: torch.exp(-box_ops.overlap(box, boxes).square() / selection.sigma)
+        return lambda box, boxes: torch.exp(-box_ops.overlap(box, boxes).nan_to_num(0).square() / selection.sigma)
     if selection.method == "diou":
-        return lambda box, boxes: (box_ops.overlap(box, boxes, "diou") <= selection.iou).float()
+        return lambda box, boxes: (~(box_ops.overlap(box, boxes, "diou") > selection.iou)).float()
 
     def greedy(box: Tensor, boxes: Tensor) -> Tensor:
         inter = box_ops.intersection(box, boxes)

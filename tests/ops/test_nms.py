@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import warnings
 from unittest.mock import patch
 
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from detkit.ops.nms import Selection, _by_score, _round_by_round, select, warn_of_cap
+from detkit.ops.nms import Selection, select, warn_of_cap
 from detkit.structures import Candidates
 
 
@@ -67,7 +69,7 @@ def assert_same(a: Candidates, b: Candidates) -> None:
 def test_greedy_is_the_definition(sizes, compiled, classes, seed, levels, iou, limit, agnostic) -> None:
     table = candidates(sizes, classes, seed, levels)
     selection = Selection(score=0.1, iou=iou, max_detections=limit, class_agnostic=agnostic)
-    with patch("detkit.ops.nms._WORTH_COMPILING", -1 if compiled else 10**9):
+    with patch("detkit.ops.nms._compiled", lambda scores: compiled):
         result = select(table, selection)
     for b, size in enumerate(sizes):
         boxes, scores, labels = table.boxes[b, :size], table.scores[b, :size], table.labels[b, :size]
@@ -81,17 +83,47 @@ def test_greedy_is_the_definition(sizes, compiled, classes, seed, levels, iou, l
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_the_rounds_of_the_gpu_give_what_the_cpu_gives(agnostic) -> None:
+def test_rounds_give_what_compiled_code_gives(agnostic) -> None:
     table = candidates([300, 0, 77], levels=50)
-    selection = Selection(score=0.2, max_detections=60, class_agnostic=agnostic)
-    ordered = _by_score(table, selection)
-    index, scores, count = _round_by_round(ordered, selection, 60)
-    with patch("detkit.ops.nms._WORTH_COMPILING", -1):
-        result = select(table, selection)
-    assert count.tolist() == result.count.tolist()
-    for b, n in enumerate(count.tolist()):
-        assert torch.equal(ordered.boxes[b, index[b, :n]], result.boxes[b, :n])
-        assert torch.equal(scores[b, :n], result.scores[b, :n])
+    selection = Selection(score=0.2, max_detections=60, class_agnostic=agnostic, labels=(0, 2), max_candidates=1)
+    assert selection.cap == 600
+    capped = selection.model_copy(update={"max_detections": 20})
+    for rule in (selection, capped):
+        with patch("detkit.ops.nms._compiled", lambda scores: False):
+            rounds = select(table, rule)
+        assert_same(rounds, select(table, rule))
+
+
+def test_what_compiled_code_needs_is_loaded_for_many_candidates_alone() -> None:
+    script = """
+import sys
+import torch
+from detkit.ops.nms import Selection, select
+from detkit.structures import Candidates
+
+def some(n):
+    boxes = torch.rand(1, n, 4).cumsum(2)
+    return Candidates(boxes, torch.rand(1, n), torch.zeros(1, n).long(), torch.tensor([n]))
+
+few = some(20)
+before = select(few, Selection())
+assert "numba" not in sys.modules
+select(some(100), Selection())
+assert "numba" in sys.modules
+after = select(few, Selection())
+assert all(torch.equal(getattr(before, name), getattr(after, name)) for name in before.__slots__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_scores_of_other_precision(dtype) -> None:
+    table = candidates([90], levels=50)
+    other = Candidates(table.boxes.to(dtype), table.scores.to(dtype), table.labels, table.count)
+    with patch("detkit.ops.nms._compiled", lambda scores: False):
+        expected = select(other, Selection(score=0.1))
+    assert_same(select(other, Selection(score=0.1)), expected)
 
 
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 2000])
@@ -162,6 +194,15 @@ def test_the_cap_keeps_the_best_and_is_announced_and_lifted() -> None:
         warn_of_cap(table, wide)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("method", ["greedy", "soft", "diou"])
+def test_a_box_that_is_none_lowers_nothing(method, value) -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 40, 40], [60, 60, 80, 80]]])
+    boxes[0, 0, 2] = value
+    table = Candidates(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.zeros(1, 3, dtype=torch.long), torch.tensor([3]))
+    assert select(table, Selection(method=method)).scores.tolist() == table.scores.tolist()
+
+
 def test_soft_nms_by_hand() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]]])
     table = Candidates(boxes, torch.tensor([[0.9, 0.8, 0.3]]), torch.zeros(1, 3, dtype=torch.long), torch.tensor([3]))
@@ -210,6 +251,6 @@ def test_on_a_gpu_nothing_is_read_before_the_result(method) -> None:
 def test_boxes_keep_their_gradient(compiled) -> None:
     table = candidates([40])
     boxes = table.boxes.clone().requires_grad_()
-    with patch("detkit.ops.nms._WORTH_COMPILING", -1 if compiled else 10**9):
+    with patch("detkit.ops.nms._compiled", lambda scores: compiled):
         select(Candidates(boxes, table.scores, table.labels, table.count), Selection(score=0.1)).boxes.sum().backward()
     assert boxes.grad.abs().sum() > 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detkit.ops.nms import Selection, _round_by_round, select
+from detkit.ops.nms import Selection, _on_gpu, _round_by_round, select
 from detkit.structures import Candidates
 
 pytest.importorskip("triton", reason="Triton is not there")
@@ -31,7 +31,7 @@ def table(sizes: list[int], classes: int, seed: int = 0, levels: int = 1000, rea
 
 
 def by_kernel(candidates: Candidates, selection: Selection) -> Candidates:
-    with patch("detkit.ops.nms._WORTH_COMPILING", -1), patch("detkit.ops.nms._compiled_greedy", greedy_nms):
+    with patch("detkit.ops.nms._compiled", lambda scores: True), patch.object(torch.ops.detkit, "select", _on_gpu):
         return select(candidates.to(DEVICE), selection)
 
 
@@ -132,11 +132,12 @@ def test_kernel_reads_boxes_in_any_layout() -> None:
         assert not index[b, n:].any()
 
 
-@pytest.mark.parametrize("labels", [True, False])
-def test_kernel_operation_is_registered_as_pytorch_wants_it(labels) -> None:
+@pytest.mark.parametrize("wanted", [(), (0, 2)])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_kernel_operation_is_registered_as_pytorch_wants_it(agnostic, wanted) -> None:
     rows = table([90, 40], classes=3).to(DEVICE)
-    arguments = rows.boxes, rows.labels if labels else None, rows.count, 0.5, 10
-    torch.library.opcheck(torch.ops.detkit.greedy_nms.default, arguments)
+    arguments = rows.boxes, rows.scores, rows.labels, rows.count, 0.1, 0.5, 70, 10, agnostic, wanted
+    torch.library.opcheck(torch.ops.detkit.select.default, arguments)
 
 
 def test_kernel_operation_is_compiled_without_a_break() -> None:
@@ -174,4 +175,4 @@ def test_with_the_kernel_the_operations_do_not_grow_with_pictures_or_results() -
         assert result.boxes.shape == (batch, limit, 4)
         counts.append(count.calls)
     assert counts[0] == counts[1]
-    assert counts[0]["detkit.greedy_nms.default"] == 1
+    assert counts[0]["detkit.select.default"] == 1
