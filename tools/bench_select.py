@@ -14,6 +14,7 @@ in a cache. With one thread of the CPU it is processor time, which other program
 
 Contestants
   detkit            `yolo_candidates` and `select`; on a GPU also without its kernels.
+  every anchor      boxes and scores of all anchors in plain PyTorch: no threshold, no table. The peers start from it.
   torchvision loop  all anchors decoded at once in plain PyTorch, then `batched_nms` picture by picture.
   torchvision trick the same decoding, then one `nms` for all pictures and classes, which are moved apart. Their
                     coordinates grow with pictures and classes, so that it rounds and may leave other boxes.
@@ -263,7 +264,7 @@ def head_cases(options: argparse.Namespace, device: torch.device) -> Iterator[Ca
 
             label = f"B = {batch}, scores above {threshold}"
             facts = {"candidates": float(decode(one).count.float().mean())}
-            yield Case(f"decode, {label}", inputs, {"detkit": decode, "plain": plain_decoding}, read, facts)
+            yield Case(f"decode, {label}", inputs, {"detkit": decode, "every anchor": plain_decoding}, read, facts)
             contestants = {
                 "detkit": detect,
                 "torchvision loop": then(torchvision_loop),

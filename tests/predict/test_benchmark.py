@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from detkit.errors import DetkitError
 from detkit.model import Model
 from detkit.ops.nms import Selection, select
-from detkit.predict.benchmark import SAMPLES, STAGES, Ceilings, Row, _count, benchmark, measure_ceilings
+from detkit.predict.benchmark import (
+    SAMPLES,
+    STAGES,
+    Ceilings,
+    Row,
+    _count,
+    _products_rounded_as_convolutions,
+    benchmark,
+    measure_ceilings,
+)
 from detkit.predict.sources import read_still
 from detkit.predict.writers import Writer
 from detkit.structures import Batch
@@ -91,6 +100,16 @@ def test_operations_and_bytes_are_counted(model: Model) -> None:
     operations, moved = _count(counted, Given())  # type: ignore[arg-type]
     assert operations == 2 * 3 * 8 * 4
     assert moved == 4 * ((3 * 8 + 8 * 4 + 3 * 4) + (3 * 4 + 3 * 4))  # the view by t() is free
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_products_of_a_gpu_round_as_its_convolutions_do(rounded) -> None:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=rounded):
+        with _products_rounded_as_convolutions(torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == ("high" if rounded else "highest")
+        with _products_rounded_as_convolutions(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_ceilings_are_measured(model: Model) -> None:
