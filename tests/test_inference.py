@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,18 @@ def test_what_a_hook_reads_is_not_folded() -> None:
 
 def test_the_model_that_comes_with_detkit_has_no_batch_norm_left() -> None:
     assert norms(load(device="cpu").detector) == 0
+
+
+def test_a_model_and_its_pictures_lie_channels_last() -> None:
+    model = load(device="cpu")
+    seen: list[Tensor] = []
+    for module in model.detector.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
+            module.register_forward_hook(lambda module, args, out: seen.append(out))
+    model.predict([np.zeros((40, 60, 3), np.uint8)])
+    assert seen
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
 
 
 def test_a_precision_that_the_device_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,31 @@ def test_on_a_gpu_the_computing_stream_waits_for_the_copy(monkeypatch: pytest.Mo
     batch = Batch(torch.zeros(1, 3, 8, 8), torch.tensor([[8, 8]]), table)
     assert Prepared(batch, [], copied="copied").arrived() is batch  # type: ignore[arg-type]
     assert calls == [("wait", "copied")] + [("keep", stream)] * 6
+
+
+def test_to_a_gpu_pictures_go_from_pinned_memory_on_a_stream_of_their_own(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    class Stream:
+        def record_event(self) -> str:
+            calls.append("recorded")
+            return "copied"
+
+    @contextmanager
+    def stream_of(stream: Stream) -> Iterator[None]:
+        calls.append("begins")
+        yield
+        calls.append("ends")
+
+    monkeypatch.setattr("detkit.model._copy_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", stream_of)
+    monkeypatch.setattr(Batch, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(Batch, "to", lambda self, device: calls.append(f"to {device}") or self)
+    prepared = replace(model, device=torch.device("cuda")).prepare([np.zeros((8, 8, 3), np.uint8)])
+    assert prepared.copied == "copied"
+    assert calls == ["begins", "pinned", "to cuda", "recorded", "ends"]
 
 
 @pytest.mark.slow
