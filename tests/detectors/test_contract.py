@@ -5,6 +5,7 @@ of its tensors are kept in `state_dicts/`: a change there means that old checkpo
 """
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from detkit.config import shipped_configs
 from detkit.detectors import DETECTORS
 from detkit.detectors.base import Detector
-from detkit.inference import compile_forward
-from detkit.model import ModelConfig, build_detector
+from detkit.inference import compile_forward, fold_batch_norm
+from detkit.model import ModelConfig, build_detector, read_config
 from detkit.ops.boxes import pairwise_iou
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Candidates, Target
@@ -111,6 +113,14 @@ def alone(pictures: Batch, b: int) -> Batch:
     return Batch(pictures.images[b : b + 1], pictures.sizes[b : b + 1], Candidates(*columns))
 
 
+def unsettle(model: Detector) -> None:
+    """Give batch norms statistics that one which is wrongly exported or folded would not give."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)  # type: ignore[operator, union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[operator, union-attr]
+
+
 def total(model: Detector, rows: list[list[tuple[int, ...]]]) -> torch.Tensor:
     return torch.stack(list(model.losses(batch(), targets(rows)).values())).sum()
 
@@ -123,6 +133,25 @@ def test_every_detector_is_here() -> None:
 def test_every_parameter_learns(name: str) -> None:
     model = build(name).train()
     total(model, TARGETS).backward()
+    dead = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead
+
+
+# The other configs of YOLOv2 and YOLOv3 have the networks of these.
+NETWORKS = re.compile("yolov1_|yolov2_(?!.*_coco|.*_raccoon)|yolov3_.*_coco")
+
+
+@pytest.mark.parametrize("name", list(filter(NETWORKS.match, shipped_configs())))
+def test_every_parameter_of_the_shipped_networks_learns(name: str) -> None:
+    side = 224 if "swin" in name else 64
+    settings = [f"preprocess.size=[{side}, {side}]", *(["classes=[a, b, c]"] if "yolov1" in name else [])]
+    model = build_detector(read_config(name, settings)).train()
+    for p in model.parameters():
+        if not p.any():  # a residual branch that starts as nothing teaches nothing in the first step
+            nn.init.ones_(p)
+    pictures = Batch(torch.rand(2, 3, side, side), torch.tensor([[side, side]] * 2))
+    rows = [[(3, 3, 20, 16, 0), (3, 3, 60, 60, 0), (10, 10, 40, 30, 0), (1, 1, 12, 14, 0)]] * 2
+    torch.stack(list(model.losses(pictures, targets(rows)).values())).sum().backward()
     dead = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not dead
 
@@ -163,6 +192,15 @@ def test_decoding_gives_what_is_above_the_threshold(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TREES)
+def test_detections_lie_in_the_input_and_above_the_score(name: str) -> None:
+    for found in build(name).eval().detect(batch(), Selection(score=0.01, max_detections=50)):
+        assert len(found) > 0
+        assert found.scores.min() > 0.01
+        assert found.boxes.min() >= 0
+        assert (found.boxes.amax(0) <= torch.tensor([SIZE[1], SIZE[0]] * 2)).all()
+
+
+@pytest.mark.parametrize("name", TREES)
 def test_a_picture_does_not_depend_on_its_neighbours(name: str) -> None:
     model = build(name).eval()
     both = batch()
@@ -200,13 +238,23 @@ def test_the_names_and_shapes_of_the_tensors_stay(name: str) -> None:
     assert {key: list(value.shape) for key, value in build(name).state_dict().items()} == kept
 
 
+@pytest.mark.parametrize("name", TREES)
+@torch.no_grad()
+def test_folding_batch_norm_changes_no_result(name: str) -> None:
+    model = build(name).eval()
+    unsettle(model)
+    before = model.decode(model(*model.inputs(batch())), 0.0)
+    fold_batch_norm(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    after = model.decode(model(*model.inputs(batch())), 0.0)
+    for column in ("count", "boxes", "scores", "labels"):
+        torch.testing.assert_close(getattr(after, column), getattr(before, column), atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", sorted(TREES.keys() - {"rcnn"}))  # how many crops it looks at is what the data says
 def test_forward_is_the_same_after_export(name: str) -> None:
     model = build(name).eval()
-    for module in model.modules():  # statistics that a wrongly exported batch norm would not give
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.5, 0.5)  # type: ignore[operator, union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[operator, union-attr]
+    unsettle(model)
     exported = torch.export.export(model, model.inputs(batch())).module()
     with torch.no_grad():  # compared decoded, because an exported network may leave padding where another need not
         found, expected = (model.decode(network(*model.inputs(batch())), 0.0) for network in (exported, model))

@@ -14,7 +14,6 @@ from detkit.config import read_yaml, shipped_configs
 from detkit.detectors.yolov2 import YOLOv2, YOLOv2Config, YOLOv2Loss, YOLOv2Neck
 from detkit.errors import DetkitError
 from detkit.model import build_detector, load_weights, read_config
-from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
 from detkit.weights.darknet import read_cfg
 
@@ -224,57 +223,6 @@ def test_decoding_by_hand() -> None:
         found.scores, torch.tensor(2.0).sigmoid() * torch.tensor([1, -9, 0.5]).softmax(0)[[0, 2]]
     )
     assert found.labels.tolist() == [0, 2]
-
-
-def test_detections_lie_in_the_input_and_above_the_score() -> None:
-    found = tiny().detect(batch(), Selection(score=0.1, max_detections=50))
-    assert len(found) == 2
-    for detections in found:
-        assert len(detections) > 0
-        assert detections.scores.min() > 0.1
-        assert detections.boxes.min() >= 0
-        assert (detections.boxes.amax(0) <= torch.tensor([128, 96, 128, 96])).all()
-
-
-# The others have the networks of these.
-CONFIGS = [
-    name for name in shipped_configs() if name.startswith("yolov2_") and not name.endswith(("_coco", "_raccoon"))
-]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_parameter_learns(name) -> None:
-    model = build_detector(read_config(name, ["preprocess.size=[64, 64]"])).train()
-    for p in model.parameters():
-        if not p.any():  # a residual branch that starts as nothing teaches nothing in the first step
-            nn.init.ones_(p)
-    pictures = Batch(torch.rand(2, 3, 64, 64), torch.tensor([[64, 64]] * 2))
-    boxes = [target((3, 3, 20, 16, 0), (3, 3, 60, 60, 0), (10, 10, 40, 30, 0), (1, 1, 12, 14, 0))] * 2
-    sum(model.losses(pictures, boxes).values()).backward()
-    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not dead
-
-
-@pytest.mark.slow
-def test_two_pictures_are_learned_by_heart() -> None:
-    model = tiny().train()
-    truth = [
-        target((10, 10, 22, 25, 0), (30, 20, 110, 90, 1)),
-        target((60, 10, 84, 36, 2), (5, 40, 60, 80, 1)),
-    ]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, 120)
-    for _ in range(120):
-        optimizer.zero_grad()
-        loss = sum(value for name, value in model.losses(batch(), truth).items() if name != "prior")
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    assert loss.item() < 0.1
-    for found, expected in zip(model.detect(batch(), Selection(score=0.5)), truth, strict=True):
-        assert sorted(found.labels.tolist()) == sorted(expected.labels.tolist())
-        for box, label in zip(expected.boxes.tolist(), expected.labels.tolist(), strict=True):
-            assert max(iou(box, other) for other in found.boxes[found.labels == label].tolist()) > 0.85
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ from torch import nn
 
 from detkit.backbones import BackboneConfig
 from detkit.backbones.layers import ConvUnit
-from detkit.config import shipped_configs
 from detkit.detectors.yolov3 import YOLOv3, YOLOv3Config, YOLOv3Level, YOLOv3Loss
 from detkit.errors import DetkitError
-from detkit.inference import fold_batch_norm
 from detkit.model import build_detector, read_config
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Target
@@ -208,32 +206,6 @@ def test_decoding_by_hand() -> None:
     assert found.labels.tolist() == [0, 2]
 
 
-def test_detections_lie_in_the_input_and_above_the_score() -> None:
-    found = tiny().detect(batch(), Selection(score=0.2, max_detections=50))
-    assert len(found) == 2
-    for detections in found:
-        assert len(detections) > 0
-        assert detections.scores.min() > 0.2
-        assert detections.boxes.min() >= 0
-        assert (detections.boxes.amax(0) <= torch.tensor([128, 96, 128, 96])).all()
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in shipped_configs() if name.startswith("yolov3_") and name.endswith("_coco")]
-)
-def test_every_parameter_learns(name) -> None:
-    size = 64 if "swin" not in name else 224
-    model = build_detector(read_config(name, [f"preprocess.size=[{size}, {size}]"])).train()
-    for p in model.parameters():
-        if not p.any():  # a residual branch that starts as nothing teaches nothing in the first step
-            nn.init.ones_(p)
-    pictures = Batch(torch.rand(2, 3, size, size), torch.tensor([[size, size]] * 2))
-    boxes = [target((3, 3, 20, 16, 0), (3, 3, 60, 60, 1), (10, 10, 40, 30, 0), (1, 1, 12, 14, 2))] * 2
-    sum(model.losses(pictures, boxes).values()).backward()
-    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not dead
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov3_resnet50_coco", "yolov3_swin_t_coco"])
 def test_backbones_of_timm_learn_by_heart_too(name) -> None:
@@ -293,18 +265,6 @@ def test_spatial_pyramid_pooling_is_where_the_release_has_it() -> None:
         plain, spp = (build_detector(read_config(f"yolov3_{name}_coco")) for name in ("darknet53", "spp"))
     extra = sum(p.numel() for p in spp.parameters()) - sum(p.numel() for p in plain.parameters())
     assert extra == 4 * 512 * 512 + 2 * 512
-
-
-def test_folding_batch_norm_changes_no_result() -> None:
-    model = tiny()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2)
-    before = model(batch().images)
-    fold_batch_norm(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    torch.testing.assert_close(model(batch().images), before, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
