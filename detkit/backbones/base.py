@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_STAGE = re.compile(r"(layer|stage|block)s?[_.]?\d+$")
+_STAGE = re.compile(r"((layer|stage|block)s?[_.]?|\.s|\.network\.)\d+$")
 
 
 class Network(nn.Module, ABC):
@@ -36,8 +36,9 @@ class Network(nn.Module, ABC):
     def stages_from_picture(self) -> list[nn.ModuleList]:
         """The stages in the order of the computation, for freezing the first of them.
 
-        A stage is what `stages`, `layers` or `blocks` number. What precedes one, such as a stem, belongs to it, and
-        what follows the last belongs to the last. Of a network without such numbers, as VGG, max-pools part them.
+        A stage is what `stages`, `layers` or `blocks` number, RegNet's `s` and VOLO's `network`. What precedes one, as
+        a stem does, belongs to it, what follows the last to the last, and what stands beside them all, such as a table
+        of positions, to the first. Of a network without such numbers, as VGG, max-pools part them.
         """
         stages: list[nn.ModuleList] = []
         before: list[nn.Module] = []
@@ -104,6 +105,8 @@ def cut_to_cells(maps: Sequence[Tensor], strides: Sequence[int], size_hw: Sequen
 
 def _walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield stages, and what holds no stage, with their names."""
+    if beside := list(module.parameters(recurse=False)):
+        yield f"{prefix}parameters", nn.ParameterList(beside)
     for name, child in module.named_children():
         full = f"{prefix}{name}"
         inside = any(_STAGE.search(f"{full}.{name}") for name, _ in child.named_modules() if name.count(".") < 3)

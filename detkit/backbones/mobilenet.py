@@ -4,6 +4,7 @@ timm's own of this name gives one map for each stride; torchvision's Faster R-CN
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import mobilenet_v3_large
@@ -45,3 +46,8 @@ class MobileNetV3Large(Backbone):
             if i in self.outputs:
                 maps.append(x)
         return maps
+
+    def stages_from_picture(self) -> list[nn.ModuleList]:
+        """The blocks up to the last one of each stride."""
+        ends = [0, *(last + 1 for last in _LAST.values())]
+        return [nn.ModuleList(self.features[a:b]) for a, b in pairwise(ends) if a < len(self.features)]

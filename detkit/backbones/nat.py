@@ -73,6 +73,10 @@ class NAT(Backbone):
                 maps.append(map_.permute(0, 3, 1, 2))
         return maps
 
+    def stages_from_picture(self) -> list[nn.ModuleList]:
+        """The levels; the stem belongs to the first."""
+        return [nn.ModuleList([level] if i else [self.patch_embed, level]) for i, level in enumerate(self.levels)]
+
 
 class Stem(nn.Module):
     """Two 3×3 convolutions of stride 2 and layer norm: [B, 3, H, W] → [B, ⌈H / 4⌉, ⌈W / 4⌉, C]."""

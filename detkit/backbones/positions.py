@@ -71,6 +71,24 @@ def _tell_cells(attention: Any, inputs: tuple[Any, ...]) -> None:
         attention.rel_pos.cells = cells
 
 
+class WithTokens(nn.Module):
+    """A plain transformer of timm's whose tokens for the whole picture are given beside its maps.
+
+    It takes the place of timm's own of a pyramid, with the same names of tensors.
+    """
+
+    def __init__(self, pyramid: Any) -> None:
+        super().__init__()
+        self.model, self.out_indices = pyramid.model, pyramid.out_indices
+
+    def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """[B, 3, H, W] → of each block that is looked at, its map [B, C, h, w] and its T prefix tokens [B, T, C]."""
+        found: list[tuple[Tensor, Tensor]] = self.model.forward_intermediates(
+            images, indices=self.out_indices, return_prefix_tokens=True, intermediates_only=True
+        )
+        return found
+
+
 def run_at_any_size(model: nn.Module, images: Tensor) -> Any:
     """Return what a timm model makes of pictures [B, 3, H, W], with absolute positions that fit their size."""
     plain = getattr(model, "model", model)

@@ -70,6 +70,23 @@ class PVT(Backbone):
         """[B, 3, H, W] → the class token behind the last block [B, 1, 512]."""
         return self._run(images)[1]
 
+    def stages_from_picture(self) -> list[nn.ModuleList]:
+        """The stages, each with its positions; the class token belongs to the last."""
+        stages = [
+            nn.ModuleList(
+                [
+                    self.get_submodule(f"patch_embed{i}"),
+                    nn.ParameterList([self.get_parameter(f"pos_embed{i}")]),
+                    self.get_submodule(f"block{i}"),
+                ]
+            )
+            for i in range(1, 5)
+            if hasattr(self, f"block{i}")
+        ]
+        if self.class_tokens:
+            stages[-1].append(nn.ParameterList([self.cls_token]))
+        return stages
+
     def _run(self, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Return the maps by stride, and the tokens of the last stage that are no cells."""
         x, maps, tokens = padded(images, 32), {}, images.new_empty(len(images), 0, 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from detkit.backbones.base import Backbone, cut_to_cells, to_whole_cells
-from detkit.backbones.positions import loosen, run_at_any_size
+from detkit.backbones.positions import WithTokens, loosen, run_at_any_size
 from detkit.errors import DetkitError, nearest
 from detkit.necks.simple_pyramid import SimpleFeaturePyramid
 
@@ -65,6 +65,8 @@ class TimmBackbone(Backbone):
             if key in unused:
                 parameter.requires_grad_(False)
         self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ("mean", "std"))
+        if self.class_tokens:
+            self.model = WithTokens(self.model)
         self.channels = tuple(info.channels()[level] for level in levels)
         strides_own = tuple(info.reduction()[level] for level in levels)
         self.pyramid: SimpleFeaturePyramid | None = None
@@ -77,18 +79,23 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → one map per stride, finest first."""
-        size_hw = images.shape[-2:]
-        images = to_whole_cells(images, self.step)
-        height, width = images.shape[-2:]
-        if not self.any_size and (height, width) != self.size_hw:
-            raise DetkitError(
-                f"timm/{self.name} takes only pictures of the size it was built for, {by(self.size_hw)}, got "
-                f"{by(size_hw)}; build it for that size (preprocess.size) or take another model"
-            )
-        maps: list[Tensor] = run_at_any_size(self.model, images)
+        maps = run_at_any_size(self.model, self._whole_cells(images))
+        if self.class_tokens:
+            maps = [x for x, _ in maps]
         if _is_nhwc(self.model):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return cut_to_cells(self.pyramid(maps[0]) if self.pyramid is not None else maps, self.strides, size_hw)
+        levels = self.pyramid(maps[0]) if self.pyramid is not None else maps
+        return cut_to_cells(levels, self.strides, images.shape[-2:])
+
+    def _whole_cells(self, images: Tensor) -> Tensor:
+        """Pad pictures to whole cells; raises DetkitError where the model does not take their size."""
+        padded = to_whole_cells(images, self.step)
+        if not self.any_size and tuple(padded.shape[-2:]) != self.size_hw:
+            raise DetkitError(
+                f"timm/{self.name} takes only pictures of the size it was built for, {by(self.size_hw)}, got "
+                f"{by(images.shape[-2:])}; build it for that size (preprocess.size) or take another model"
+            )
+        return padded
 
     @property
     def example(self) -> Tensor:
@@ -128,11 +135,7 @@ class TimmBackbone(Backbone):
 
     def tokens(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] → a plain transformer's class tokens behind its last block [B, `class_tokens`, C]."""
-        plain: Any = self.model.model
-        found = plain.forward_intermediates(
-            images, indices=self.model.out_indices, return_prefix_tokens=True, intermediates_only=True
-        )
-        tokens: Tensor = found[-1][1]
+        tokens: Tensor = run_at_any_size(self.model, self._whole_cells(images))[-1][1]
         return tokens[:, : self.class_tokens]  # registers come after them
 
 

@@ -37,6 +37,14 @@ def build_whole(config: BackboneConfig, num_classes: int, size_hw: tuple[int, in
         )
     if config.drop_path:
         raise DetkitError(f"backbone.drop_path: {config.name} has no blocks to pass over; set it to 0")
+    try:
+        with torch.device("meta"), torch.no_grad(), Unfilled():
+            WHOLE[source](1, 0, False).eval()(torch.empty(1, 3, *size_hw))
+    except RuntimeError as error:
+        raise DetkitError(
+            f"backbone.name: {config.name} cannot classify pictures of {by(size_hw)} ({first_line(error)}); set "
+            "preprocess.size"
+        ) from None
     return WHOLE[source](num_classes, dropout, config.pretrained)
 
 

@@ -127,14 +127,6 @@ def test_a_block_adds_attention_and_perceptron_scaled() -> None:
     torch.testing.assert_close(block(x), middle + block.gamma2 * block.mlp.fc2(hidden), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_compiled_block_gives_the_same() -> None:
-    torch.manual_seed(0)
-    block, x = nat.Block(64, 2, 1e-5, 0).eval(), torch.randn(1, 9, 8, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(block, fullgraph=True)(x), block(x), rtol=1e-3, atol=1e-4)
-
-
 def test_small_maps_are_padded_with_zeros() -> None:
     layer = nat.NeighbourhoodAttention(32)
     x = torch.randn(1, 3, 9, 32)
@@ -146,6 +138,6 @@ def test_levels_behind_the_coarsest_map_are_left_out() -> None:
     with torch.device("meta"):
         network = NATMini((8,))
     assert (network.channels, len(network.levels), network.levels[-1].downsample) == ((128,), 2, None)
-    assert len(network.stages_from_picture()) == 7
+    assert len(network.stages_from_picture()) == 2
     with pytest.raises(ValueError, match="no map of stride 2: this backbone has 4, 8, 16, 32"):
         NATMini((2, 4))

@@ -53,7 +53,12 @@ def test_features_and_scores_are_averaged_over_all_places() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "heads"), [("test_vit", ["head"]), ("deit_tiny_distilled_patch16_224", ["head", "head_dist"])]
+    ("name", "heads"),
+    [
+        ("test_vit", ["head"]),
+        ("deit_tiny_distilled_patch16_224", ["head", "head_dist"]),
+        pytest.param("tnt_s_patch16_224", ["head"], marks=pytest.mark.slow),
+    ],
 )
 def test_tokens_give_what_timms_classifier_gives(name, heads) -> None:
     size = timm.get_pretrained_cfg(name).input_size[-1]
