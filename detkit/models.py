@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import groupby
 from typing import Literal
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from detkit.errors import DetkitError
 
@@ -25,9 +26,9 @@ class Entry:
     """One thing that has a name.
 
     about: its paper, or what a config is of. size: height and width of the pictures that `gflops` is of, billions of
-    operations for one, a multiply-add counting two; none where they depend on the proposals. parameters: of a backbone
-    with a classifier of 1000 classes. strides: of the maps that it has, or a detector reads. weights: where they come
-    from, none where they are to be trained.
+    operations for one, a multiply-add counting two; of a config with proposals, for as many as it lets through, or 2000
+    where it sets no limit. parameters: of a backbone with a classifier of 1000 classes. strides: of the maps that it
+    has, or a detector reads. weights: where they come from, none where they are to be trained.
     """
 
     kind: Literal["detector", "backbone", "config", "timm"]
@@ -75,35 +76,36 @@ def _timms(part: str) -> list[Entry]:
 
 
 def print_models(entries: Sequence[Entry], console: Console) -> None:
-    """Print entries as a table for each kind."""
+    """Print entries kind by kind: what some are, then a line of numbers for each, and below it where weights are."""
     for kind in dict.fromkeys(entry.kind for entry in entries):
         rows = [entry for entry in entries if entry.kind == kind]
-        table = Table(title=f"{len(rows)} {kind}{'s' * (len(rows) != 1)}", title_justify="left", box=box.SIMPLE_HEAD)
-        cells = [_cells(entry) for entry in rows]
-        headings = ["name", "M parameters", "GFLOPs", "at", "strides", "weights"] if kind != "detector" else ["name"]
-        for heading in [*headings, *(["what"] if kind != "timm" else [])]:
-            # On a narrow terminal what is only told gives way to names and numbers.
-            told = heading in ("weights", "what")
-            side: Literal["left", "right"] = "right" if heading in headings[1:5] else "left"
-            table.add_column(heading, justify=side, no_wrap=not told, overflow="fold")
-        for row in cells:
-            table.add_row(*row)
-        console.print(table)
+        known = [column for column in zip(_HEADINGS, *map(_cells, rows), strict=True) if set(column[1:]) != {_NONE}]
+        widths = [max(map(len, column)) for column in known]
+        heading, *lines = (
+            "  ".join([f"  {name.ljust(widths[0])}", *map(str.rjust, cells, widths[1:])]).rstrip()
+            for name, *cells in zip(*known, strict=True)
+        )
+        console.print(Text(f"{len(rows)} {kind}{'s' * (len(rows) != 1)}", "bold"), Text(heading, "bold"), sep="\n")
+        for about, group in groupby(zip(rows, lines, strict=True), lambda pair: pair[0].about):
+            if about:
+                console.print(Text(about, "dim"))
+            for entry, line in group:
+                console.print(Text(line), no_wrap=True, overflow="ignore", crop=False)
+                if entry.weights:
+                    console.print(Padding(Text(entry.weights, "dim"), (0, 0, 0, 4)))
+        console.print()
 
 
-def _cells(entry: Entry) -> list[str]:
-    if entry.kind == "detector":
-        return [entry.name, entry.about]
-    cells = [
-        entry.name,
-        f"{entry.parameters / 1e6:.2f}" if entry.parameters is not None else "–",
-        f"{entry.gflops:.2f}" if entry.gflops is not None else "–",
-        "×".join(map(str, entry.size)) if entry.size else "–",
-        " ".join(map(str, entry.strides or "–")),
-        entry.weights or "–",
-    ]
+_NONE = "–"
+_HEADINGS = "name", "M params", "GFLOPs", "at", "strides"
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    """What the line of an entry says below each heading."""
     return (
-        cells
-        if entry.kind == "timm"
-        else [*cells, entry.about.partition(": ")[0] if entry.kind == "backbone" else entry.about]
+        entry.name,
+        f"{entry.parameters / 1e6:.2f}" if entry.parameters is not None else _NONE,
+        f"{entry.gflops:.{2 if entry.gflops < 100 else 0}f}" if entry.gflops is not None else _NONE,
+        "×".join(map(str, entry.size)) if entry.size else _NONE,
+        " ".join(map(str, entry.strides)) if entry.strides else _NONE,
     )

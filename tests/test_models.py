@@ -1,6 +1,7 @@
 """What `detkit models` tells: of all that there is, as it is measured, and at once."""
 
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from detkit.backbones import BACKBONES
+from detkit.backbones import BACKBONES, BackboneConfig, build_backbone
 from detkit.backbones.zoo import ZOO
+from detkit.classify.classifier import Classifier
 from detkit.config import shipped_configs
 from detkit.detectors import DETECTORS
 from detkit.errors import DetkitError
@@ -35,7 +37,7 @@ def test_every_detector_backbone_and_config_has_its_row() -> None:
     rows = read_table()
     assert [entry.name for entry in rows] == [*DETECTORS, *NAMES]
     assert all(entry.about for entry in rows)
-    assert all(entry.parameters for entry in rows if entry.kind != "detector")
+    assert all(entry.parameters and entry.gflops for entry in rows if entry.kind != "detector")
 
 
 @pytest.mark.parametrize(
@@ -83,12 +85,26 @@ def test_timms_others_are_found_under_its_name() -> None:
         list_models("timm/nonsense")
 
 
-def test_people_get_tables() -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    print_models(
-        [*list_models("resnet50"), *list_models("timm/hrnet_w18_small_v2"), *list_models("detector yolov3")], console
-    )
-    text = console.export_text()
-    (line,) = (line for line in text.splitlines() if line.strip().startswith("resnet50 "))
-    assert line.split()[:8] == ["resnet50", "25.56", "8.18", "224×224", "2", "4", "8", "16"]
-    assert re.search("^1 detector *$", text, re.MULTILINE)
+def test_people_get_lines_that_a_narrow_terminal_holds() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_models([*list_models(), *list_models("timm/hrnet_w18_small_v2")], console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("  resnet50 "))
+    assert lines[at].split() == ["resnet50", "25.56", "8.18", "224×224", "2", "4", "8", "16", "32"]
+    assert lines[at + 1].split() == ["timm/resnet50.a1_in1k"]
+    assert [line.split() for line in lines if line.startswith("  rcnn_vgg16 ")] == [
+        ["rcnn_vgg16", "14.77", "61387", "500×500", "32"]
+    ]
+    names = [line.split()[0] for line in lines if re.match("  [^ ]", line)]
+    assert set(names) == {"name", *DETECTORS, *NAMES, "timm/hrnet_w18_small_v2"}
+
+
+def test_a_detector_of_proposals_costs_as_much_as_all_that_it_looks_at(tool) -> None:
+    """Of R-CNN, 2000 crops that a classifier of 21 + 4 · 20 numbers sees."""
+    crop = tool.cost(lambda: Classifier(build_backbone(BackboneConfig(name="vgg16"), (32,)), 101), (224, 224))[2]
+    costs = {entry.name: entry.gflops for entry in read_table()}
+    assert costs["rcnn_vgg16"] == pytest.approx(2000 * crop, rel=1e-4)
+    # The head of 4096, 4096 and 101 numbers on 7 × 7 cells of 512 channels, for 2000 regions and for 300; and the RPN.
+    head, rpn = 2e-9 * (25088 * 4096 + 4096**2 + 4096 * 101), 2e-9 * 38 * 63 * 512 * (9 * 512 + 9 * 5)
+    assert costs["fast_rcnn_vgg16"] - costs["faster_rcnn_vgg16"] == pytest.approx(1700 * head - rpn, rel=1e-3)

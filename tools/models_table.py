@@ -3,7 +3,8 @@
 python tools/models_table.py
 
 Parameters and operations are counted on the meta device, without memory. A backbone is counted with a classifier of
-1000 classes: the one of its paper, or for detkit's own an average and a linear layer.
+1000 classes: the one of its paper, or for detkit's own an average and a linear layer. A detector of proposals is
+counted with as many as its config lets through, or with 2000, about what selective search gives (R-CNN, section 2.2).
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx.experimental import _config as experimental
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,28 +36,40 @@ from detkit.backbones.zoo import FAMILIES, ZOO
 from detkit.classify.classifier import Classifier
 from detkit.classify.model import build_classifier, is_classifier, read_classifier_config
 from detkit.config import shipped_configs
-from detkit.detectors import DETECTORS
+from detkit.detectors import DETECTORS, rcnn
 from detkit.model import build_detector, read_config
 from detkit.models import TABLE, Entry
 
 CLASSES = 1000
+PROPOSALS = 2000
 
 
-def cost(build: Callable[[], nn.Module], size_hw: tuple[int, int]) -> tuple[nn.Module, int, float | None]:
+def cost(
+    build: Callable[[], nn.Module], size_hw: tuple[int, int], proposals: int | None = None
+) -> tuple[nn.Module, int, float]:
     """Return a network without memory, its parameters, and its operations for one picture in billions.
 
-    The operations are none where numbers decide which are done, as those of proposals do.
+    proposals: how many boxes come with the picture, where the network looks at such.
     """
     with torch.device("meta"), Unfilled():
         network = build().eval()
+        inputs = [torch.empty(1, 3, *size_hw)]
+        if proposals is not None:
+            inputs += [torch.empty(1, proposals, 4), torch.ones(1, proposals, dtype=torch.bool)]
     counter = FlopCounterMode(display=False)
-    operations: float | None = None
-    with suppress(NotImplementedError), torch.device("meta"), torch.no_grad():
-        # Else attention is one operation that the counter does not know on every device.
-        with sdpa_kernel(SDPBackend.MATH), counter:
-            network(torch.zeros(1, 3, *size_hw))
-        operations = round(counter.get_total_flops() / 1e9, 3)
+    # Without numbers, every box counts as one that is looked at. By another backend attention is one operation that
+    # the counter does not know on every device.
+    every = patch.object(experimental, "meta_nonzero_assume_all_nonzero", True)
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with every, attention, patch.object(rcnn, "warp", crops), torch.device("meta"), torch.no_grad(), counter:
+        network(*inputs)
+    operations = round(counter.get_total_flops() / 1e9, 3)
     return network, sum(parameter.numel() for parameter in network.parameters()), operations
+
+
+def crops(images: Tensor, picture: Tensor, boxes: Tensor, size: int, context: int) -> Tensor:
+    """Return what `warp` does for tensors without memory."""
+    return images.new_empty(len(boxes), images.shape[1], size, size)
 
 
 def first_sentence(text: str | None) -> str:
@@ -113,17 +127,12 @@ def shipped_config(name: str, path: Path) -> Entry:
     else:
         config = read_config(name)
         build = partial(build_detector, config)
-    size = config.preprocess.size
-    if getattr(config, "proposals", None) is None:
-        network, count, operations = cost(build, size)
-    else:
-        with torch.device("meta"), Unfilled():
-            network = build()
-        count, operations = sum(parameter.numel() for parameter in network.parameters()), None
+    size, proposals = config.preprocess.size, getattr(config, "proposals", None)
+    network, *counts = cost(build, size, proposals and (proposals.max_proposals or PROPOSALS))
     beside = path.with_suffix(".safetensors")
     weights = f"comes with detkit ({beside.name})" if beside.exists() else None
     strides = tuple(getattr(getattr(network, "backbone", None), "strides", ())) or None
-    return Entry("config", name, about, count, operations, size, strides, weights)
+    return Entry("config", name, about, *counts, size, strides, weights)
 
 
 def jobs() -> dict[str, Callable[[], Entry]]:
