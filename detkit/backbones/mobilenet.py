@@ -32,6 +32,7 @@ class MobileNetV3Large(Backbone):
             self.outputs[-2] = _FIRST_OF_32
         if sorted(set(self.outputs)) != self.outputs:
             raise ValueError(f"one map of each stride, and two of 32, not of {', '.join(map(str, wanted))}")
+        # The norms' ε is 1e-5, as in torchvision's detector; that of its classifier is 1e-3.
         blocks = mobilenet_v3_large(norm_layer=nn.BatchNorm2d).features[: self.outputs[-1] + 1]
         self.features = nn.ModuleList(blocks)
         self.strides = tuple(wanted)

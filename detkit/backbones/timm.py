@@ -9,6 +9,8 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.vgg import VGG
+from timm.models.vgg import _filter_fn as convert_vgg
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -114,12 +116,7 @@ class TimmBackbone(Backbone):
         whole = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         with torch.device("meta"), Unfilled():
             draft = timm.create_model(self.name, **self._options)
-        convert = getattr(inspect.getmodule(timm.model_entrypoint(self.name)), "checkpoint_filter_fn", None)
-        if convert is not None:
-            try:
-                whole = convert(whole, draft)
-            except (AttributeError, KeyError, RuntimeError):  # tensors of another model
-                return own
+        whole = under_timms_names(self.name, whole, draft)
         whole |= {
             name.replace(".", "_", 1): tensor for name, tensor in whole.items()
         }  # stages_0 of stages.0 in pyramids
@@ -153,6 +150,24 @@ def check_name(name: str, pretrained: bool) -> None:
         ) from None
     if pretrained and not (config and config.has_weights):
         raise DetkitError(f"backbone.pretrained: timm has no weights of {name}; set it to false")
+
+
+def under_timms_names(name: str, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict of the authors', or of torchvision's VGG, as timm has it where it loads such weights itself.
+
+    Names are converted, positions and patches of another size resampled to the model's. Tensors of another model are
+    given back as they are.
+    """
+    source = inspect.getmodule(timm.model_entrypoint(name))
+    convert = getattr(source, "checkpoint_filter_fn", None)
+    try:
+        if convert is not None:
+            return dict(convert(tensors, model))
+        if isinstance(model, VGG):
+            return dict(convert_vgg(tensors))
+    except (AttributeError, KeyError, RuntimeError):
+        pass
+    return tensors
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple[int, ...]) -> Any:

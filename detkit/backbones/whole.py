@@ -5,7 +5,7 @@ Shapes: B pictures of H × W, C classes, heads (two with a token of distillation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detkit.backbones import BackboneConfig
 from detkit.backbones.base import WholeNetwork
-from detkit.backbones.timm import MISFIT, Unfilled, by, check_name, first_line, load_or_explain
+from detkit.backbones.timm import MISFIT, Unfilled, by, check_name, first_line, load_or_explain, under_timms_names
 from detkit.backbones.torchvision import WHOLE
 from detkit.backbones.zoo import ZOO
 from detkit.errors import DetkitError
@@ -74,6 +74,14 @@ class TimmNetwork(WholeNetwork):
         options = _fit(name, options, tuple(size_hw))
         self.model = load_or_explain(name, pretrained, lambda: timm.create_model(name, pretrained, **options))
         self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ("mean", "std"))
+
+    def taken_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As for every network, or under the names of its authors, which timm converts."""
+        own = super().taken_from(tensors)
+        if len(own) == len(self.state_dict()):
+            return own
+        theirs = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        return super().taken_from(under_timms_names(self.name, theirs, self.model))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] → scores [B, heads, C]."""
