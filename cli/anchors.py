@@ -31,7 +31,7 @@ def anchors_command(
             show_default="the config's, or 416",
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="The part of the data.", show_default="train")] = None,
+    split: Annotated[str | None, typer.Option(help="The part of the data.", show_default="the training split")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same anchors.")] = 0,
     config: Annotated[
         str | None,
@@ -76,13 +76,13 @@ def anchors_command(
     from detkit.anchors.plots import plot_outcome
     from detkit.anchors.report import print_outcome
     from detkit.anchors.run import run
-    from detkit.data.dataset import load_dataset
+    from detkit.data.dataset import Wanted, load_dataset
     from detkit.evaluate.plots import to_png
     from detkit.files import write_atomically
 
     messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     setup = prepare(config, write, size)
-    dataset = load_dataset(data, split if split or data.endswith(".json") else "train")
+    dataset = load_dataset(data, split or Wanted.LEARNED)
     for note in dataset.notes:
         messages.print(note)
     with Progress(console=messages, disable=not messages.is_terminal, transient=True) as progress:

@@ -20,7 +20,9 @@ def train_command(
         ),
     ] = None,
     task: Task = None,
-    split: Annotated[str | None, typer.Option(help="The part of the data to learn.", show_default="train")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The part of the data to learn.", show_default="the training split")
+    ] = None,
     val_split: Annotated[
         str | None, typer.Option(help="The part to evaluate on.", show_default="the validation or test split")
     ] = None,

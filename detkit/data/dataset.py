@@ -45,6 +45,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Literal
 
@@ -115,14 +116,22 @@ class JoinDescription(Strict):
     splits: dict[str, list[JoinPart]] = Field(min_length=1)
 
 
-def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
+class Wanted(Enum):
+    """Which split is meant where none is named, if there are several: the one that fits the first pattern that fits."""
+
+    LEARNED = (r"train\d*", r"trainval\d*")
+    EVALUATED = (r"val(id|idation)?\d*", r"test\d*")
+
+
+def load_dataset(data: str | Path, split: str | Wanted | None = None) -> Dataset:
     """Read a split of a data set: a folder, a file or `sample:shapes`.
 
-    Without a split the only one is taken, else the validation split, else the test split; `train+extra` is two splits
-    as one. Errors: a layout that is none of those above, a split that does not exist, and whatever the reader of the
-    format finds.
+    Without a split's name the only one is taken, else that for training or, by default, for evaluation; `train+extra`
+    is two splits as one. Errors: a layout that is none of those above, a split that does not exist, and whatever the
+    reader of the format finds.
     """
-    if split is not None and "+" in split:
+    split = Wanted.EVALUATED if split is None else split
+    if isinstance(split, str) and "+" in split:
         return _join([load_dataset(data, part) for part in split.split("+")], split)
     if str(data).startswith("sample:"):
         shapes = parse_shapes(str(data))
@@ -133,7 +142,7 @@ def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
     if path.is_dir():
         return _load_folder(path, split)
     if path.suffix == ".json":
-        if split is not None:
+        if isinstance(split, str):
             raise DetkitError(f"{path}: is one annotation file, which has no splits; leave out the split {split!r}")
         return read_coco(path)
     if path.suffix in (".yaml", ".yml"):
@@ -141,7 +150,7 @@ def load_dataset(data: str | Path, split: str | None = None) -> Dataset:
     if path.suffix == ".csv":
         rows = read_rows(path)
         splits = list(dict.fromkeys(row.split for row in rows if row.split is not None))
-        return read_table(path, rows, choose_split(splits, split, str(path)) if splits or split else None)
+        return read_table(path, rows, _choose(splits, split, str(path)))
     raise DetkitError(
         f"{path}: expected a folder, a COCO .json, a .csv of paths and labels, or a .yaml that describes a data set"
     )
@@ -166,17 +175,25 @@ def _join(parts: Sequence[Dataset], split: str) -> Dataset:
     )
 
 
-def choose_split(splits: Iterable[str], wanted: str | None, source: str) -> str:
-    """Return the wanted split if it exists; without a wish the only one, else the validation split, else the test."""
+def _choose(splits: Iterable[str], wanted: str | Wanted, source: str) -> str | None:
+    """Return the split that is wanted, None where the pictures are all there is."""
+    splits = list(splits)
+    if not splits and isinstance(wanted, Wanted):
+        return None
+    return choose_split(splits, wanted, source)
+
+
+def choose_split(splits: Iterable[str], wanted: str | Wanted, source: str) -> str:
+    """Return the wanted split if it exists; without a name the only one, else the one for that use."""
     splits = list(splits)
     known = f"there {'is' if len(splits) == 1 else 'are'} {', '.join(splits) or 'none'}"
-    if wanted is not None:
+    if isinstance(wanted, str):
         if wanted not in splits:
             raise DetkitError(f"{source}: there is no split {wanted!r}{nearest(wanted, splits)} ({known})")
         return wanted
     if len(splits) == 1:
         return splits[0]
-    for pattern in (r"val(id|idation)?\d*", r"test\d*"):
+    for pattern in wanted.value:
         fitting = [split for split in splits if re.fullmatch(pattern, split)]
         if len(fitting) == 1:
             return fitting[0]
@@ -185,7 +202,7 @@ def choose_split(splits: Iterable[str], wanted: str | None, source: str) -> str:
     raise DetkitError(f"{source}: name a split ({known})")
 
 
-def _load_folder(root: Path, split: str | None) -> Dataset:
+def _load_folder(root: Path, split: str | Wanted) -> Dataset:
     description = next((root / name for name in ("data.yaml", "data.yml") if (root / name).is_file()), None)
     if description is not None:
         return _load_yaml(description, split)
@@ -202,7 +219,7 @@ def _load_folder(root: Path, split: str | None) -> Dataset:
     )
 
 
-def _load_yaml(file: Path, split: str | None) -> Dataset:
+def _load_yaml(file: Path, split: str | Wanted) -> Dataset:
     tree = read_yaml(file)
     kind = tree.get("format")
     if kind is None:
@@ -229,15 +246,14 @@ def _load_yaml(file: Path, split: str | None) -> Dataset:
     raise DetkitError(f"{file}: format: expected coco, voc, folder or join, got {kind!r}")
 
 
-def _load_class_folders(source: Path, description: FolderDescription, split: str | None) -> Dataset:
+def _load_class_folders(source: Path, description: FolderDescription, split: str | Wanted) -> Dataset:
     root = source if source.is_dir() else source.parent / description.path
     named = {name: root / folder for name, folder in (description.splits or {}).items()}
     for folder in (root, *named.values()):
         if not folder.is_dir():
             raise DetkitError(f"{source}: there is no folder {folder}; correct 'path' or 'splits'")
     splits = named or folder_splits(root)
-    chosen = choose_split(splits, split, str(source)) if splits or split else None
-    return read_folders(root, splits, chosen, description.names)
+    return read_folders(root, splits, _choose(splits, split, str(source)), description.names)
 
 
 def _load_join(file: Path, join: JoinDescription, split: str) -> Dataset:
@@ -265,14 +281,12 @@ def _load_join(file: Path, join: JoinDescription, split: str) -> Dataset:
     return Dataset(file, split, tuple(classes), samples, tuple(range(1, len(classes) + 1)), notes)
 
 
-def _load_voc(root: Path, splits: dict[str, Path], split: str | None, description: VocDescription) -> Dataset:
-    if splits or split is not None:
-        split = choose_split(splits, split, str(root))
-    listing = splits[split] if split is not None else None
+def _load_voc(root: Path, splits: dict[str, Path], split: str | Wanted, description: VocDescription) -> Dataset:
+    chosen = _choose(splits, split, str(root))
     return read_voc(
         root,
-        listing,
-        split,
+        splits[chosen] if chosen is not None else None,
+        chosen,
         images=description.images,
         annotations=description.annotations,
         classes=description.classes,

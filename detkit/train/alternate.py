@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from detkit.data.ahead import read_ahead
-from detkit.data.dataset import load_dataset
+from detkit.data.dataset import Wanted, load_dataset
 from detkit.detectors.faster_rcnn import FasterRCNN
 from detkit.errors import DetkitError
 from detkit.files import write_atomically
@@ -86,8 +86,7 @@ def write_proposals(model: Model, job: Job, path: Path) -> None:
 
     They are as many as for training, of the pictures as evaluation sees them; augmentation moves both together.
     """
-    one_file = job.data.endswith(".json")
-    learned = load_dataset(job.data, job.split if job.split or one_file else "train")
+    learned = load_dataset(job.data, job.split or Wanted.LEARNED)
     evaluated = load_dataset(job.data, job.val_split)
     samples = {str(sample.path): sample for dataset in (learned, evaluated) for sample in dataset.samples}
     lines = []

@@ -45,7 +45,7 @@ from detkit.backbones.base import Backbone, WholeNetwork
 from detkit.classify.model import build_classifier
 from detkit.config import override, read_yaml
 from detkit.data.crops import crop_objects
-from detkit.data.dataset import load_dataset
+from detkit.data.dataset import Wanted, load_dataset
 from detkit.data.loader import evaluation_loader, training_loader
 from detkit.data.names import class_names, match_classes
 from detkit.data.proposals import proposals_of
@@ -85,7 +85,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 class Job:
     """Where a run has its pictures and what it runs on, in processes: `devices` on each of `nodes` machines.
 
-    split, val_split: the parts to learn and to evaluate, by default `train` and the data's validation split.
+    split, val_split: the parts to learn and to evaluate, by default the data's training and its validation split.
     """
 
     data: str
@@ -328,8 +328,7 @@ def _load_data(
 
     For a classifier an object is a picture, and those to evaluate have the model's labels, too.
     """
-    one_file = job.data.endswith(".json")
-    learned = load_dataset(job.data, job.split if job.split or one_file else "train")
+    learned = load_dataset(job.data, job.split or Wanted.LEARNED)
     evaluated = load_dataset(job.data, job.val_split)
     if isinstance(config, ClassifierTrainConfig):
         learned, evaluated = (crop_objects(dataset, config.crops) for dataset in (learned, evaluated))

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from detkit.data.dataset import choose_split, load_dataset
+from detkit.data.dataset import Wanted, choose_split, load_dataset
 from detkit.data.shapes import CLASSES, Shapes, write_shapes
 from detkit.errors import DetkitError
 
@@ -20,10 +21,13 @@ def describe(folder: Path, **tree: object) -> Path:
 @pytest.mark.parametrize(
     ("splits", "wanted", "chosen"),
     [
-        (["trainval"], None, "trainval"),
-        (["train2017", "val2017"], None, "val2017"),
-        (["train", "valid", "test"], None, "valid"),
-        (["trainval", "test"], None, "test"),
+        (["trainval"], Wanted.EVALUATED, "trainval"),
+        (["train2017", "val2017"], Wanted.EVALUATED, "val2017"),
+        (["train2017", "val2017"], Wanted.LEARNED, "train2017"),
+        (["train", "valid", "test"], Wanted.EVALUATED, "valid"),
+        (["trainval", "test"], Wanted.EVALUATED, "test"),
+        (["trainval", "test"], Wanted.LEARNED, "trainval"),
+        (["train", "val", "trainval", "test"], Wanted.LEARNED, "train"),
         (["train", "val"], "train", "train"),
     ],
 )
@@ -34,8 +38,8 @@ def test_choose_split(splits, wanted, chosen):
 @pytest.mark.parametrize(
     ("splits", "wanted", "message"),
     [
-        (["val2014", "val2017"], None, r"x: name a split \(there are val2014, val2017\)"),
-        (["fold1", "fold2"], None, r"x: name a split \(there are fold1, fold2\)"),
+        (["val2014", "val2017"], Wanted.EVALUATED, r"x: name a split \(there are val2014, val2017\)"),
+        (["fold1", "fold2"], Wanted.LEARNED, r"x: name a split \(there are fold1, fold2\)"),
         (["train2017", "val2017"], "val", r"no split 'val'; did you mean 'val2017'.*\(there are train2017, val2017\)"),
         (["train"], "q", r"\(there is train\)"),
     ],
@@ -43,6 +47,17 @@ def test_choose_split(splits, wanted, chosen):
 def test_choose_split_asks_when_it_cannot_know(splits, wanted, message):
     with pytest.raises(DetkitError, match=message):
         choose_split(splits, wanted, "x")
+
+
+def test_pictures_without_splits_are_learned_and_evaluated_but_have_none_by_name(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / label / "1.png")
+    for wanted in Wanted:
+        data = load_dataset(tmp_path, wanted)
+        assert (data.split, data.classes, len(data)) == (None, ("a", "b"), 2)
+    with pytest.raises(DetkitError, match="there is no split 'train' \\(there are none\\)"):
+        load_dataset(tmp_path, "train")
 
 
 def test_described_coco(tmp_path):

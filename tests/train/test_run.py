@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 import detkit.train.run
 from detkit.backbones.base import Backbone
-from detkit.data.dataset import Dataset, Sample, load_dataset
+from detkit.data.dataset import Dataset, Sample, Wanted, load_dataset
 from detkit.detectors.yolov3 import YOLOv3
 from detkit.errors import DetkitError
 from detkit.evaluate.run import evaluate_model
@@ -466,9 +466,9 @@ def test_what_a_killed_run_was_writing_goes_when_it_goes_on(trained: Trained, tm
 def test_without_objects_there_is_no_score_and_none_counts(
     config: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(source: str, split: str | None) -> Dataset:
+    def read(source: str, split: str | Wanted | None) -> Dataset:
         dataset = load_dataset(source, split)
-        return dataset if split == "train" else replace(dataset, samples=[bare(sample) for sample in dataset.samples])
+        return dataset if split is Wanted.LEARNED else replace(dataset, samples=[*map(bare, dataset.samples)])
 
     def bare(sample: Sample) -> Sample:
         return replace(
