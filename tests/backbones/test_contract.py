@@ -123,12 +123,13 @@ def test_the_sizes_that_a_classifier_does_not_take_are_said() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(SMALLEST.values())))
 def test_larger_ones_give_what_they_declare(name: str) -> None:
-    with torch.device("meta"), torch.no_grad(), Unfilled():
-        backbone = pyramid(name).eval()
+    with torch.device("meta"), Unfilled():
+        backbone, *others = (network.eval() for network in (pyramid(name), *classifiers(name, SIZES[0])))
+    with torch.device("meta"), torch.no_grad():
         for size in SIZES:
             require_declared(backbone, backbone(torch.empty(2, 3, *size)), size)
-        for network in classifiers(name, SIZES[0]):
-            assert network.eval()(torch.empty(2, 3, *SIZES[0])).shape == (2, CLASSES)
+        for network in others:
+            assert network(torch.empty(2, 3, *SIZES[0])).shape == (2, CLASSES)
 
 
 @pytest.mark.parametrize("name", slow_but(FAST, SMALLEST.values()))
