@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from timm.models.vgg import VGG
-from timm.models.vgg import _filter_fn as convert_vgg
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -21,6 +20,8 @@ from detkit.necks.simple_pyramid import SimpleFeaturePyramid
 
 # MViTv2 reads its tables at computed indices; whether these stay inside shows only with real numbers.
 _SIZE_IS_FIXED = ("mvitv2_",)
+
+_VGG = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
 
 MISFIT = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
 """What timm's models raise when a picture does not fit them, or an argument is not theirs."""
@@ -158,16 +159,21 @@ def under_timms_names(name: str, tensors: dict[str, Tensor], model: nn.Module) -
     Names are converted, positions and patches of another size resampled to the model's. Tensors of another model are
     given back as they are.
     """
-    source = inspect.getmodule(timm.model_entrypoint(name))
-    convert = getattr(source, "checkpoint_filter_fn", None)
+    convert = getattr(inspect.getmodule(timm.model_entrypoint(name)), "checkpoint_filter_fn", None)
     try:
-        if convert is not None:
-            return dict(convert(tensors, model))
         if isinstance(model, VGG):
-            return dict(convert_vgg(tensors))
+            return dict(_of_vgg(*item) for item in tensors.items())
+        return tensors if convert is None else dict(convert(tensors, model))
     except (AttributeError, KeyError, RuntimeError):
-        pass
-    return tensors
+        return tensors
+
+
+def _of_vgg(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Rename a tensor of torchvision's VGG; its first two connected layers are convolutions in timm."""
+    layer, _, kind = name.rpartition(".")
+    if layer in ("classifier.0", "classifier.3") and kind == "weight":
+        tensor = tensor.unflatten(1, (-1, 7, 7) if layer == "classifier.0" else (-1, 1, 1))
+    return f"{_VGG.get(layer, layer)}.{kind}", tensor
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any], indices: tuple[int, ...]) -> Any:

@@ -130,3 +130,6 @@ def test_tensors_of_another_model_are_not_taken() -> None:
     backbone = TimmBackbone("test_vit", strides=(16,))
     own = backbone.state_dict()
     assert len(backbone.taken_from(timm.create_model("test_resnet").state_dict())) < len(own)
+    with torch.device("meta"):
+        network = whole("vgg11")
+    assert network.taken_from({"classifier.0.weight": torch.zeros(8, 960)}) == {}
