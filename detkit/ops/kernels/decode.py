@@ -2,15 +2,16 @@
 
 Shapes: B pictures, C classes, R rows a picture: the anchors of the cells of all its levels, or its regions.
 
-The first launch counts the candidates of each row; a cumulative sum says where each row's begin, and the second writes
-them there. So candidates come in the order of the plain path, whatever the order of the threads. Between the launches
-the host waits once, for the length of the table. Objectness bounds the score: of a cell that it rejects nothing else is
-read, and the second launch looks only at rows that have candidates.
+The first launch counts the candidates of each row; a cumulative sum says where each row's begin and end, and the second
+writes them there, never beyond. So candidates come in the order of the plain path, whatever the order of the threads.
+Between the launches the host waits once, for the length of the table. Objectness bounds the score: of a cell that it
+rejects nothing else is read, and the second launch looks only at rows that have candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import triton
@@ -18,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detkit.ops.boxes import LARGEST_LOG, DeltaWeights
+from detkit.ops.kernels import on_device_of
 from detkit.structures import Candidates
 
 _ROWS = 128  # of a program
@@ -35,14 +37,13 @@ def yolo_candidates(
 ) -> Candidates:
     """Raw maps of YOLOv3 or YOLOv2 to candidates, as `detkit.ops.yolo.yolo_candidates` describes it."""
     levels, tiles, rows = [], 0, 0
+    dtype = reduce(torch.promote_types, (raw.dtype for raw in maps))
     for i, (raw, sizes) in enumerate(zip(maps, anchors, strict=True)):
         height, width = raw.shape[2:]
-        if raw.stride(2) != width * raw.stride(3):  # neither NCHW nor channels-last
-            raw = raw.contiguous()
+        raw, by_cell = _even(raw.to(dtype))
         levels.append((
-            raw, sizes.float().contiguous(), raw.stride(0), raw.stride(1), raw.stride(3), width, height * width,
-            len(sizes), size_hw[1] / width, size_hw[0] / height, scale_xy[i] if scale_xy is not None else 1.0,
-            tiles, rows,
+            raw, sizes.float().contiguous(), raw.stride(0), raw.stride(1), by_cell, width, height * width, len(sizes),
+            size_hw[1] / width, size_hw[0] / height, float(scale_xy[i]) if scale_xy is not None else 1.0, tiles, rows,
         ))  # fmt: skip
         tiles += triton.cdiv(height * width * len(sizes), _ROWS)
         rows += height * width * len(sizes)
@@ -51,12 +52,13 @@ def yolo_candidates(
     # Without fused multiply-add both launches round alike, so that they agree about what is above the threshold.
     options = {"chunk": _chunk(classes), "enable_fp_fusion": False}
     arguments = tuple(levels), rows, classes, threshold, softmax
-    _yolo[tiles, batch](*arguments, count, count, count, count, count, 0, False, _ROWS, _DENSE, **options)
-    end, table = _table(count)
-    _yolo[tiles, batch](
-        *arguments, count, end, table.boxes, table.scores, table.labels, table.scores.shape[1],
-        True, _ROWS, _DENSE, **options,
-    )  # fmt: skip
+    with on_device_of(count):
+        _yolo[tiles, batch](*arguments, count, count, count, count, count, 0, False, _ROWS, _DENSE, **options)
+        end, table = _table(count)
+        _yolo[tiles, batch](
+            *arguments, count, end, table.boxes, table.scores, table.labels, table.scores.shape[1],
+            True, _ROWS, _DENSE, **options,
+        )  # fmt: skip
     return table
 
 
@@ -78,12 +80,22 @@ def region_candidates(
         logits, deltas, regions, valid, limits.float().contiguous(), rows, classes, threshold,
         tuple(map(float, weights)), LARGEST_LOG, thinnest,
     )  # fmt: skip
-    _regions[grid](*arguments, count, count, count, count, count, 0, False, _DENSE, **options)
-    end, table = _table(count)
-    _regions[grid](
-        *arguments, count, end, table.boxes, table.scores, table.labels, table.scores.shape[1], True, _DENSE, **options
-    )
+    with on_device_of(count):
+        _regions[grid](*arguments, count, count, count, count, count, 0, False, _DENSE, **options)
+        end, table = _table(count)
+        _regions[grid](
+            *arguments, count, end, table.boxes, table.scores, table.labels, table.scores.shape[1],
+            True, _DENSE, **options,
+        )  # fmt: skip
     return table
+
+
+def _even(raw: Tensor) -> tuple[Tensor, int]:
+    """A map [B, channels, h, w] whose cells lie evenly apart, as NCHW and channels-last have them, and how far."""
+    height, width = raw.shape[2:]
+    if height > 1 and width > 1 and raw.stride(2) != width * raw.stride(3):  # of one row or column any stride is right
+        raw = raw.contiguous()
+    return raw, raw.stride(3 if width > 1 else 2)
 
 
 def _chunk(classes: int) -> int:
@@ -99,7 +111,7 @@ def _table(count: Tensor) -> tuple[Tensor, Candidates]:
     return end, Candidates(boxes, torch.zeros_like(boxes[..., 0]), total.new_zeros(shape), total)
 
 
-@triton.jit(do_not_specialize=["levels"])
+@triton.jit(do_not_specialize=["rows", "n"])  # the second differs from batch to batch
 def _yolo(
     levels, rows, classes, threshold, softmax: tl.constexpr, count, end, boxes, scores, labels, n,
     write: tl.constexpr, block: tl.constexpr, dense: tl.constexpr, chunk: tl.constexpr,
@@ -140,7 +152,8 @@ def _yolo(
         if softmax:
             top, total = _softmax_of(at + 5 * by_channel, by_channel, classes, here, dense, chunk)
         if write:
-            begin = tl.load(end + row, here, 0) - tl.load(count + row, here, 0)
+            stop = tl.load(end + row, here, 0)
+            begin = stop - tl.load(count + row, here, 0)
             tx, ty = tl.load(at, here, 0).to(tl.float32), tl.load(at + by_channel, here, 0).to(tl.float32)
             tw, th = tl.load(at + 2 * by_channel, here, 0), tl.load(at + 3 * by_channel, here, 0)
             half_w = tl.load(anchors + 2 * anchor, here, 0) * tl.exp(tw.to(tl.float32)) / 2
@@ -161,7 +174,7 @@ def _yolo(
                 place = begin[:, None] + found[:, None] + tl.cumsum(hit.to(tl.int32), 1) - 1
                 _write(
                     boxes, scores, labels, place, (x - half_w)[:, None], (y - half_h)[:, None], (x + half_w)[:, None],
-                    (y + half_h)[:, None], score, label, hit,
+                    (y + half_h)[:, None], score, label, hit & (place < stop[:, None]),
                 )  # fmt: skip
             found += tl.sum(hit.to(tl.int32), 1)
         if not write:
@@ -197,7 +210,7 @@ def _write(boxes, scores, labels, place, x1, y1, x2, y2, score, label, hit):
     tl.store(boxes + place * 4 + 3, tl.broadcast_to(y2, hit.shape), hit)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "n"])
 def _regions(
     logits, deltas, regions, valid, limits, rows, classes, threshold, weights, largest, thinnest,
     count, end, boxes, scores, labels, n, write: tl.constexpr, dense: tl.constexpr, chunk: tl.constexpr,
@@ -211,7 +224,8 @@ def _regions(
     here &= tl.load(valid + b * rows + row, here, 0) != 0
     if write:
         here &= tl.load(count + row, here, 0) > 0
-        begin = tl.load(end + row, here, 0) - tl.load(count + row, here, 0)
+        stop = tl.load(end + row, here, 0)
+        begin = stop - tl.load(count + row, here, 0)
     at = logits + (b * rows + row) * (classes + 1)
     top, total = _softmax_of(at, 1, classes + 1, here, dense, chunk)
     region = regions + (b * rows + row) * 4
@@ -241,7 +255,7 @@ def _regions(
         hit &= (x2 - x1 >= thinnest) & (y2 - y1 >= thinnest)
         if write:
             place = begin[:, None] + found[:, None] + tl.cumsum(hit.to(tl.int32), 1) - 1
-            _write(boxes, scores, labels, place, x1, y1, x2, y2, score, label, hit)
+            _write(boxes, scores, labels, place, x1, y1, x2, y2, score, label, hit & (place < stop[:, None]))
         found += tl.sum(hit.to(tl.int32), 1)
     if not write:
         tl.store(count + row, found, here)

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detkit.ops.kernels import on_device_of
+
 _BLOCK = 64  # as many as an int64 has bits
 _COMPACTED = 1024
 _PADDING = 2**31 - 1  # the label of what is no candidate: after all others
@@ -41,12 +43,13 @@ def greedy_nms(boxes: Tensor, labels: Tensor | None, count: Tensor, iou: float, 
         run, order = labels.masked_fill(padding, _PADDING).int().sort(dim=1, stable=True)
         blocks = triton.cdiv(n, _BLOCK)
     boxes, count = boxes.contiguous(), count.contiguous()
-    # A fused multiply-add would round the overlap otherwise than the CPU does.
-    _suppress[blocks, batch](
-        boxes, run, order, count, kept, survives, n, length, iou,
-        labels is not None, _BLOCK, enable_fp_fusion=False,
-    )  # fmt: skip
-    _compact[(batch,)](survives, count, index, taken, n, length, _COMPACTED)
+    with on_device_of(boxes):
+        # A fused multiply-add would round the overlap otherwise than the CPU does.
+        _suppress[blocks, batch](
+            boxes, run, order, count, kept, survives, n, length, iou,
+            labels is not None, _BLOCK, enable_fp_fusion=False,
+        )  # fmt: skip
+        _compact[(batch,)](survives, count, index, taken, n, length, _COMPACTED)
     return index, taken
 
 
@@ -72,7 +75,7 @@ def _overlaps(a, b, iou):
     return inter > iou * (area_a[:, None] + area_b[None, :] - inter)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "limit"])  # which differ from batch to batch
 def _suppress(
     boxes, run, order, count, kept, survives, n, limit, iou, labelled: tl.constexpr, block: tl.constexpr
 ) -> None:  # fmt: skip
@@ -131,7 +134,7 @@ def _suppress(
             here &= label == last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "length"])
 def _compact(survives, count, index, taken, n, length, block: tl.constexpr) -> None:
     """Write the positions of a picture's survivors, at most `length`, and their number."""
     b = tl.program_id(0).to(tl.int64)

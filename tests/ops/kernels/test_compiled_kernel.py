@@ -27,7 +27,8 @@ run, launches = JITFunction.run, []
 
 def compile_only(kernel, *args, warmup, **options):
     made = run(kernel, *args, warmup=True, **options)
-    launches.append((kernel.fn.__name__, len(re.findall(r"\\bfma\\.", made.asm["ptx"])), len(made.asm["cubin"])))
+    fused = len(re.findall(r"\\bfma\\.", made.asm["ptx"]))
+    launches.append((kernel.fn.__name__, fused, len(made.asm["cubin"]), made.hash))
 
 JITFunction.run = compile_only
 count = torch.tensor([5, 9])
@@ -40,6 +41,8 @@ decode.yolo_candidates(maps, [torch.ones(5, 2)], (416, 416), 0.25, None, True)
 valid = torch.ones(2, 30, dtype=torch.bool)
 heads = torch.zeros(2, 30, 91), torch.zeros(2, 30, 90, 4), torch.zeros(2, 30, 4), valid, torch.ones(2, 2)
 decode.region_candidates(*heads, 0.05, (10, 10, 5, 5), 0.01)
+for n in (15, 16, 17):
+    select.greedy_nms(torch.rand(2, n, 4), torch.zeros(2, n, dtype=torch.long), count, 0.5, n)
 print(json.dumps(launches))
 """
 
@@ -50,7 +53,10 @@ def test_every_kernel_compiles_for_hopper_without_fused_multiply_add() -> None:
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     launches = json.loads(done.stdout.splitlines()[-1])
-    assert [name for name, _, _ in launches] == [
+    assert [name for name, *_ in launches] == [
         "_suppress", "_compact", "_suppress", "_compact", "_yolo", "_yolo", "_yolo", "_yolo", "_regions", "_regions",
+        *["_suppress", "_compact"] * 3,
     ]  # fmt: skip
-    assert all(fused == 0 and size > 0 for _, fused, size in launches)
+    assert all(fused == 0 and size > 0 for _, fused, size, _ in launches)
+    # Code is made anew for no other number of candidates.
+    assert {(name, code) for name, *_, code in launches[-6:]} == {(name, code) for name, *_, code in launches[:2]}
