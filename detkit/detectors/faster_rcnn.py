@@ -12,7 +12,7 @@ cell; P proposals of a picture (padded), C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -33,6 +33,7 @@ from detkit.detectors.fast_rcnn import (
     region_candidates,
 )
 from detkit.necks.fpn import pooled_level
+from detkit.ops import kernels
 from detkit.ops.anchors import anchor_boxes
 from detkit.ops.assign import IGNORED, match_objects, sample
 from detkit.ops.boxes import clip, decode_deltas, encode_deltas
@@ -169,14 +170,37 @@ class RPN(nn.Module):
         self.objectness = _conv(channels, anchors, 1)
         self.delta = _conv(channels, 4 * anchors, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Maps [B, channels, h, w] → logits [B, N] and deltas [B, N, 4] of each, cell by cell."""
-        found = []
-        for x in maps:
-            x = self.convolutions(x)
-            logits, deltas = (head(x).permute(0, 2, 3, 1).float() for head in (self.objectness, self.delta))
-            found.append((logits.flatten(1), deltas.reshape(len(x), -1, 4)))
-        return found
+    def forward(self, maps: Sequence[Tensor]) -> list[Said]:
+        """Maps [B, channels, h, w] → logits [B, A, h, w] and deltas [B, A·4, h, w] of each."""
+        return [Said(self.objectness(x), self.delta(x)) for x in map(self.convolutions, maps)]
+
+
+class Said(NamedTuple):
+    """What the RPN says of the anchors of a level: logits [B, A, h, w] and deltas [B, A·4, h, w]."""
+
+    logits: Tensor
+    deltas: Tensor
+
+    def logits_by_cell(self) -> Tensor:
+        """[B, N]."""
+        return self.logits.permute(0, 2, 3, 1).flatten(1).float()
+
+    def deltas_by_cell(self) -> Tensor:
+        """[B, N, 4]."""
+        return self.deltas.permute(0, 2, 3, 1).unflatten(3, (-1, 4)).flatten(1, 3).float()
+
+
+class Grid(NamedTuple):
+    """The anchors of a level: of shapes [A, 2] (width, height) at every cell, so many pixels (x, y) apart."""
+
+    shapes: Tensor
+    height: int
+    width: int
+    stride: tuple[int, int]
+
+    def anchors(self) -> Tensor:
+        """[N, 4] pixels, centred on the top left corners of the cells as torchvision and Detectron2 place them."""
+        return anchor_boxes(self.shapes, self.height, self.width, self.shapes.new_tensor(self.stride), centre=0)
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int) -> nn.Conv2d:
@@ -217,7 +241,7 @@ class FasterRCNN(Detector):
         """[B, 3, H, W], with sizes [B, 2] of the pictures in it → what the head says of the RPN's proposals."""
         maps, levels = self._maps(images)
         limits = canvas_limits(images) if sizes is None else sizes.float()
-        proposals = self.propose(self.rpn(levels), self.anchors(images, levels), limits, self.config.rpn.inference)
+        proposals = self.propose(self.rpn(levels), self.grids(images, levels), limits, self.config.rpn.inference)
         return self.head.outputs(maps, proposals.boxes, proposals.valid, limits)
 
     def decode(self, raw: RoIOutputs, threshold: float) -> Candidates:
@@ -234,17 +258,18 @@ class FasterRCNN(Detector):
         if learn == "head" and batch.proposals is not None:
             return self.head.losses(maps, batch.proposals, targets, self.config.loss.roi)
         limits = self._limits(batch)
-        anchors, said = self.anchors(batch.images, levels), self.rpn(levels)
-        terms = {} if learn == "head" else self._rpn_losses(said, torch.cat(anchors), limits, targets)
+        grids, said = self.grids(batch.images, levels), self.rpn(levels)
+        anchors = torch.cat([grid.anchors() for grid in grids])
+        terms = {} if learn == "head" else self._rpn_losses(said, anchors, limits, targets)
         if learn == "rpn":
             return terms
-        proposals = self.propose(said, anchors, limits, self.config.rpn.training)
+        proposals = self.propose(said, grids, limits, self.config.rpn.training)
         return terms | self.head.losses(maps, proposals, targets, self.config.loss.roi)
 
     def proposals(self, batch: Batch, numbers: ProposalLayer) -> Candidates:
         """What the RPN proposes, by itself: boxes in pixels of the network's input, best first."""
         _, levels = self._maps(batch.images)
-        return self.propose(self.rpn(levels), self.anchors(batch.images, levels), self._limits(batch), numbers)
+        return self.propose(self.rpn(levels), self.grids(batch.images, levels), self._limits(batch), numbers)
 
     def _limits(self, batch: Batch) -> Tensor:
         return batch.sizes.float() if self.config.clip == "picture" else canvas_limits(batch.images)
@@ -254,38 +279,43 @@ class FasterRCNN(Detector):
         maps: list[Tensor] = self.neck(self.backbone(self.normalize(images)))
         return maps, [*maps, pooled_level(maps[-1])] if self.config.pooled_level else maps
 
-    def anchors(self, images: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
-        """[N, 4] of each level, centred on the top left corners of its cells as torchvision and Detectron2 place them.
+    def grids(self, images: Tensor, levels: Sequence[Tensor]) -> list[Grid]:
+        """The anchors of each level.
 
         A cell is as many whole pixels as the map has room for, as in torchvision: of a pooled level with an odd number
         of cells before pooling that is a little less than its stride.
         """
-        found = []
-        for i, x in enumerate(levels):
-            (h, w), shapes = x.shape[-2:], self.get_buffer(f"shapes_{i}")
-            stride = shapes.new_tensor([images.shape[-1] // w, images.shape[-2] // h])
-            found.append(anchor_boxes(shapes, h, w, stride, centre=0))
-        return found
+        height, width = images.shape[-2:]
+        sides = [x.shape[-2:] for x in levels]
+        return [Grid(self.get_buffer(f"shapes_{i}"), h, w, (width // w, height // h)) for i, (h, w) in enumerate(sides)]
 
     @torch.no_grad()
     def propose(
-        self, said: Sequence[tuple[Tensor, Tensor]], anchors: Sequence[Tensor], limits: Tensor, numbers: ProposalLayer
+        self, said: Sequence[Said], grids: Sequence[Grid], limits: Tensor, numbers: ProposalLayer
     ) -> Candidates:
         """The best boxes of the RPN, clipped to limits [B, 2] (height, width) and thinned out level by level.
 
-        said: logits [B, N] and deltas [B, N, 4] of each level, anchors [N, 4] of each (section 3.3).
+        Those that clipping leaves too thin score 0 (section 3.3).
         """
-        columns = []
-        for level, ((logits, deltas), boxes) in enumerate(zip(said, anchors, strict=True)):
-            score, row = logits.topk(min(numbers.before, logits.shape[1]), 1)
-            moved = decode_deltas(deltas.gather(1, row[..., None].expand(-1, -1, 4)), boxes[row])
-            columns.append((moved, score.sigmoid(), torch.full_like(row, level)))
-        boxes, scores, levels = map(torch.cat, zip(*columns, strict=True), (1, 1, 1))
-        boxes = clip(boxes, limits[:, :1], limits[:, 1:])
-        scores = scores.masked_fill((boxes[..., 2:] - boxes[..., :2]).amin(-1) < _THINNEST, 0)
-        rpn, every = self.config.rpn, torch.full_like(levels[:, 0], boxes.shape[1])
+        logits = [x.logits_by_cell() for x in said]
+        best = [x.topk(min(numbers.before, x.shape[1]), 1) for x in logits]
+        if kernels.serve(limits):
+            from detkit.ops.kernels import decode  # needs Triton
+
+            table = decode.proposal_candidates([x.deltas for x in said], best, grids, limits, _THINNEST)
+        else:
+            columns = []
+            for level, (x, grid, (score, row)) in enumerate(zip(said, grids, best, strict=True)):
+                deltas = x.deltas_by_cell().gather(1, row[..., None].expand(-1, -1, 4))
+                boxes = decode_deltas(deltas, grid.anchors()[row])
+                columns.append((boxes, score.sigmoid(), torch.full_like(row, level)))
+            boxes, scores, levels = map(torch.cat, zip(*columns, strict=True), (1, 1, 1))
+            boxes = clip(boxes, limits[:, :1], limits[:, 1:])
+            scores = scores.masked_fill((boxes[..., 2:] - boxes[..., :2] < _THINNEST).any(-1), 0)
+            table = Candidates(boxes, scores, levels, torch.full_like(levels[:, 0], boxes.shape[1]))
+        rpn = self.config.rpn
         rule = Selection(score=rpn.score, iou=rpn.iou, max_detections=numbers.after, max_candidates=10**9)
-        found = select(Candidates(boxes, scores, levels, every), rule)
+        found = select(table, rule)
         # The padding goes; on a GPU, to know its length would mean to wait, and in an exported network it has none.
         if found.boxes.device.type == "cpu" and not torch.compiler.is_exporting():
             most = int(found.count.max())
@@ -293,10 +323,11 @@ class FasterRCNN(Detector):
         return found
 
     def _rpn_losses(
-        self, said: Sequence[tuple[Tensor, Tensor]], anchors: Tensor, limits: Tensor, targets: Sequence[Target]
+        self, said: Sequence[Said], anchors: Tensor, limits: Tensor, targets: Sequence[Target]
     ) -> dict[str, Tensor]:
         loss = self.config.loss.rpn
-        logits, deltas = (torch.cat(column, 1) for column in zip(*said, strict=True))
+        logits = torch.cat([x.logits_by_cell() for x in said], 1)
+        deltas = torch.cat([x.deltas_by_cell() for x in said], 1)
         cls, reg = logits.sum() * 0, deltas.sum() * 0
         for i, target in enumerate(targets):
             objects, others, number = self.assign(anchors, target, limits[i])

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from detkit.backbones import BackboneConfig
-from detkit.detectors.faster_rcnn import Anchors, FasterRCNN, FasterRCNNConfig, FasterRCNNLoss, ProposalLayer
+from detkit.detectors.faster_rcnn import (
+    Anchors,
+    FasterRCNN,
+    FasterRCNNConfig,
+    FasterRCNNLoss,
+    Grid,
+    ProposalLayer,
+    Said,
+)
 from detkit.ops.nms import Selection
 from detkit.structures import Batch, Candidates, Target
 
@@ -64,13 +72,13 @@ def test_anchor_shapes_by_hand() -> None:
 
 def test_anchors_lie_at_the_corners_of_the_cells() -> None:
     model = tiny(pyramid=False)
-    (found,) = model.anchors(torch.zeros(1, 3, *SIZE), [torch.zeros(1, 1, 4, 6)])
+    (grid,) = model.grids(torch.zeros(1, 3, *SIZE), [torch.zeros(1, 1, 4, 6)])
     shapes = model.config.anchors.shapes()[0].tolist()
     expected = [
         [16 * x - w / 2, 16 * y - h / 2, 16 * x + w / 2, 16 * y + h / 2]
         for y in range(4) for x in range(6) for w, h in shapes
     ]  # fmt: skip
-    assert found.tolist() == expected
+    assert grid.anchors().tolist() == expected
 
 
 def test_the_rpn_orders_its_outputs_as_the_anchors() -> None:
@@ -83,7 +91,8 @@ def test_the_rpn_orders_its_outputs_as_the_anchors() -> None:
     rpn.convolutions[0][0].weight.data[0, 0, 1, 1] = 1
     rpn.objectness.weight.data[3, 0] = 5
     rpn.delta.weight.data[3 * 4 + 1, 0] = 7  # anchor 3, y
-    ((logits, deltas),) = rpn([x])
+    (said,) = rpn([x])
+    logits, deltas = said.logits_by_cell(), said.deltas_by_cell()
     row = (1 * 6 + 2) * 6 + 3
     assert logits.nonzero().tolist() == [[0, row]]
     assert deltas.nonzero().tolist() == [[0, row, 1]]
@@ -113,7 +122,8 @@ def test_rpn_targets_by_hand(cross_boundary) -> None:
 
 
 def literal_rpn_losses(model: FasterRCNN, said, anchors, objects, others, rows, truth, samples: int):
-    logits, deltas = (torch.cat([x[k][0] for x in said]).tolist() for k in (0, 1))
+    logits = torch.cat([x.logits_by_cell()[0] for x in said]).tolist()
+    deltas = torch.cat([x.deltas_by_cell()[0] for x in said]).tolist()
     cls = reg = 0.0
     for i in objects:
         cls += math.log(1 + math.exp(-logits[i]))
@@ -140,7 +150,8 @@ def test_rpn_losses_are_the_papers() -> None:
     assert set(found) == {"rpn_cls", "rpn_reg"}
     with torch.no_grad():
         _, levels = model._maps(pictures.images)
-        said, anchors = model.rpn(levels), torch.cat(model.anchors(pictures.images, levels))
+        said, grids = model.rpn(levels), model.grids(pictures.images, levels)
+    anchors = torch.cat([grid.anchors() for grid in grids])
     objects, others, rows = (x.tolist() for x in model.assign(anchors, truth, torch.tensor(SIZE)))
     assert len(objects) >= 2
     cls, reg = literal_rpn_losses(model, said, anchors.tolist(), objects, others, rows, truth, samples)
@@ -150,23 +161,29 @@ def test_rpn_losses_are_the_papers() -> None:
 
 def test_proposals_by_hand() -> None:
     model = tiny(rpn={"score": 0.2})
-    anchors = [torch.tensor([[0.0, 0, 20, 20], [1, 0, 21, 20], [40, 40, 60, 60]]), torch.tensor([[0.0, 0, 20, 20]])]
-    logits = [torch.tensor([[1.0, 2, 0]]), torch.tensor([[0.5]])]
-    deltas = [torch.zeros(1, 3, 4), torch.zeros(1, 1, 4)]
-    deltas[0][0, 2] = torch.tensor([1.0, 0, math.log(2), 0])  # centre 70, 50; 40 wide; clipped at 80
-    said = list(zip(logits, deltas, strict=True))
-    found = model.propose(said, anchors, torch.tensor([[64.0, 80]]), ProposalLayer(before=3, after=9))
+    square = torch.tensor([[20.0, 20]])
+    grids = [Grid(square, 1, 3, (20, 20)), Grid(square, 1, 1, (60, 60))]  # centres 0, 20 and 40; 0
+    # Centres 10, 12 and 70, of which the last is twice as wide and clipped at 80.
+    across = torch.tensor([[0.5, 0.5, 0, 0], [-0.4, 0.5, 0, 0], [1.5, 2.5, math.log(2), 0]]).T.reshape(1, 4, 1, 3)
+    said = [
+        Said(torch.tensor([[[[1.0, 2, 0]]]]), across),
+        Said(torch.tensor([[[[0.5]]]]), torch.tensor([0.5, 0.5, 0, 0]).view(1, 4, 1, 1)),
+    ]
+
+    def proposals(before: int, after: int, width: float = 80) -> Candidates:
+        return model.propose(said, grids, torch.tensor([[64.0, width]]), ProposalLayer(before=before, after=after))
+
+    found = proposals(3, 9)
     # The first overlaps the second by more than .7; the same box on another level stays.
-    assert found.boxes[0].tolist() == [[1, 0, 21, 20], [0, 0, 20, 20], [50, 40, 80, 60]]
+    torch.testing.assert_close(
+        found.boxes[0], torch.tensor([[2.0, 0, 22, 20], [0, 0, 20, 20], [50, 40, 80, 60]]), rtol=0, atol=1e-5
+    )
     assert found.labels[0].tolist() == [0, 1, 0]
     torch.testing.assert_close(found.scores[0], torch.tensor([2.0, 0.5, 0]).sigmoid())
     assert found.count.tolist() == [3]
-    few = model.propose(said, anchors, torch.tensor([[64.0, 80]]), ProposalLayer(before=1, after=9))
-    assert few.boxes[0].tolist() == [[1, 0, 21, 20], [0, 0, 20, 20]]
-    one = model.propose(said, anchors, torch.tensor([[64.0, 80]]), ProposalLayer(before=3, after=1))
-    assert one.boxes[0].tolist() == [[1, 0, 21, 20]]
-    outside = model.propose(said, anchors, torch.tensor([[64.0, 0.0005]]), ProposalLayer(before=3, after=9))
-    assert outside.count.tolist() == [0]
+    assert found.boxes[0, :2].equal(proposals(1, 9).boxes[0])
+    assert found.boxes[0, :1].equal(proposals(3, 1).boxes[0])
+    assert proposals(3, 9, width=0.0005).count.tolist() == [0]
 
 
 @pytest.mark.parametrize("pyramid", [True, False])

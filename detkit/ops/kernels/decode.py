@@ -1,8 +1,10 @@
-"""Decoding on the GPU, by Triton: raw outputs of all levels and pictures to candidates in two launches.
+"""Decoding on the GPU, by Triton: raw outputs of all levels and pictures to candidates.
 
 Shapes: B pictures, C classes, R rows a picture: the anchors of the cells of all its levels, or its regions.
 
-The first launch counts the candidates of each row; a cumulative sum says where each row's begin and end, and the second
+Proposals, whose number is known, take one launch. Others take two.
+
+The first counts the candidates of each row; a cumulative sum says where each row's begin and end, and the second
 writes them there, never beyond. So candidates come in the order of the plain path, whatever the order of the threads.
 Between the launches the host waits once, for the length of the table. Objectness bounds the score: of a cell that it
 rejects nothing else is read, and the second launch looks only at rows that have candidates.
@@ -90,6 +92,37 @@ def region_candidates(
     return table
 
 
+def proposal_candidates(
+    deltas: Sequence[Tensor], best: Sequence[tuple[Tensor, Tensor]],
+    grids: Sequence[tuple[Tensor, int, int, tuple[int, int]]], limits: Tensor, thinnest: float,
+) -> Candidates:  # fmt: skip
+    """The best anchors of an RPN to candidates, as `detkit.detectors.faster_rcnn.FasterRCNN.propose` describes it.
+
+    Of each level: deltas [B, A·4, h, w]; logits and rows [B, K] of its best anchors; the grid of its anchors: shapes
+    [A, 2], height, width and stride (x, y). Boxes are clipped to limits [B, 2] (height, width); those with a side below
+    `thinnest` score 0.
+    """
+    levels, tiles, rows = [], 0, 0
+    parts = zip(deltas, best, grids, strict=True)
+    for level, (raw, (logits, row), (shapes, _, width, (stride_x, stride_y))) in enumerate(parts):
+        raw, by_cell = _even(raw)
+        length = row.shape[1]
+        levels.append((
+            level, raw, logits.contiguous(), row.contiguous(), shapes.float().contiguous(), raw.stride(0),
+            raw.stride(1), by_cell, width, len(shapes), float(stride_x), float(stride_y), length, tiles, rows,
+        ))  # fmt: skip
+        tiles += triton.cdiv(length, _ROWS)
+        rows += length
+    limits = limits.float().contiguous()
+    boxes = limits.new_empty(len(limits), rows, 4)
+    scores, labels = torch.empty_like(boxes[..., 0]), best[0][1].new_empty(len(limits), rows)
+    with on_device_of(limits):
+        _proposals[tiles, len(limits)](
+            tuple(levels), limits, LARGEST_LOG, thinnest, boxes, scores, labels, rows, _ROWS, enable_fp_fusion=False
+        )
+    return Candidates(boxes, scores, labels, torch.full_like(labels[:, 0], rows))
+
+
 def _even(raw: Tensor) -> tuple[Tensor, int]:
     """A map [B, channels, h, w] whose cells lie evenly apart, as NCHW and channels-last have them, and how far."""
     height, width = raw.shape[2:]
@@ -174,7 +207,7 @@ def _yolo(
                 place = begin[:, None] + found[:, None] + tl.cumsum(hit.to(tl.int32), 1) - 1
                 _write(
                     boxes, scores, labels, place, (x - half_w)[:, None], (y - half_h)[:, None], (x + half_w)[:, None],
-                    (y + half_h)[:, None], score, label, hit & (place < stop[:, None]),
+                    (y + half_h)[:, None], score, label[None, :], hit & (place < stop[:, None]),
                 )  # fmt: skip
             found += tl.sum(hit.to(tl.int32), 1)
         if not write:
@@ -201,9 +234,9 @@ def _softmax_of(at, step, classes, here, dense: tl.constexpr, chunk: tl.constexp
 
 @triton.jit
 def _write(boxes, scores, labels, place, x1, y1, x2, y2, score, label, hit):
-    """Write candidates [rows, classes]; their boxes' corners broadcast."""
+    """Write candidates where they are `hit`; corners and labels broadcast."""
     tl.store(scores + place, score, hit)
-    tl.store(labels + place, tl.broadcast_to(label[None, :], hit.shape).to(tl.int64), hit)
+    tl.store(labels + place, tl.broadcast_to(label, hit.shape).to(tl.int64), hit)
     tl.store(boxes + place * 4, tl.broadcast_to(x1, hit.shape), hit)
     tl.store(boxes + place * 4 + 1, tl.broadcast_to(y1, hit.shape), hit)
     tl.store(boxes + place * 4 + 2, tl.broadcast_to(x2, hit.shape), hit)
@@ -255,10 +288,46 @@ def _regions(
         hit &= (x2 - x1 >= thinnest) & (y2 - y1 >= thinnest)
         if write:
             place = begin[:, None] + found[:, None] + tl.cumsum(hit.to(tl.int32), 1) - 1
-            _write(boxes, scores, labels, place, x1, y1, x2, y2, score, label, hit & (place < stop[:, None]))
+            _write(boxes, scores, labels, place, x1, y1, x2, y2, score, label[None, :], hit & (place < stop[:, None]))
         found += tl.sum(hit.to(tl.int32), 1)
     if not write:
         tl.store(count + row, found, here)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _proposals(
+    levels, limits, largest, thinnest, boxes, scores, labels, n, block: tl.constexpr
+) -> None:  # fmt: skip
+    """Write the candidates of a block of a level's best anchors in one picture."""
+    tile, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    (
+        level, raw, logits, rows, shapes, by_picture, by_channel, by_cell, columns, per_cell, stride_x, stride_y,
+        length, start, before,
+    ) = levels[0]  # fmt: skip
+    for i in tl.static_range(1, len(levels)):
+        if tile >= levels[i][13]:
+            (
+                level, raw, logits, rows, shapes, by_picture, by_channel, by_cell, columns, per_cell, stride_x,
+                stride_y, length, start, before,
+            ) = levels[i]  # fmt: skip
+    slot = (tile - start) * block + tl.arange(0, block)
+    here = slot < length
+    row = tl.load(rows + b * length + slot, here, 0)
+    cell, anchor = row // per_cell, row % per_cell
+    w, h = tl.load(shapes + 2 * anchor, here, 0), tl.load(shapes + 2 * anchor + 1, here, 0)
+    x, y = (cell % columns).to(tl.float32) * stride_x, (cell // columns).to(tl.float32) * stride_y
+    at = raw + b * by_picture + anchor * 4 * by_channel + cell * by_cell
+    centre_x = tl.load(at, here, 0).to(tl.float32) * w + x
+    centre_y = tl.load(at + by_channel, here, 0).to(tl.float32) * h + y
+    half_w = _growth(tl.load(at + 2 * by_channel, here, 0).to(tl.float32), largest) * w / 2
+    half_h = _growth(tl.load(at + 3 * by_channel, here, 0).to(tl.float32), largest) * h / 2
+    height, width = tl.load(limits + 2 * b), tl.load(limits + 2 * b + 1)
+    x1, x2 = _clip(centre_x - half_w, width), _clip(centre_x + half_w, width)
+    y1, y2 = _clip(centre_y - half_h, height), _clip(centre_y + half_h, height)
+    score = tl.sigmoid(tl.load(logits + b * length + slot, here, 0))
+    score = tl.where((x2 - x1 < thinnest) | (y2 - y1 < thinnest), 0.0, score)
+    label = tl.zeros([block], tl.int32) + level
+    _write(boxes, scores, labels, b * n + before + slot, x1, y1, x2, y2, score, label, here)
 
 
 @triton.jit

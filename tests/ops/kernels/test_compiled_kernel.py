@@ -41,6 +41,10 @@ decode.yolo_candidates(maps, [torch.ones(5, 2)], (416, 416), 0.25, None, True)
 valid = torch.ones(2, 30, dtype=torch.bool)
 heads = torch.zeros(2, 30, 91), torch.zeros(2, 30, 90, 4), torch.zeros(2, 30, 4), valid, torch.ones(2, 2)
 decode.region_candidates(*heads, 0.05, (10, 10, 5, 5), 0.01)
+maps = [torch.zeros(2, 12, side, side, dtype=torch.bfloat16) for side in (38, 19)]
+best = [(torch.zeros(2, n), torch.zeros(2, n, dtype=torch.long)) for n in (1000, 361)]
+grids = [(torch.ones(3, 2), 38, 38, (16, 16)), (torch.ones(3, 2), 19, 19, (32, 32))]
+decode.proposal_candidates(maps, best, grids, torch.ones(2, 2), 0.001)
 for n in (15, 16, 17):
     select.greedy_nms(torch.rand(2, n, 4), torch.zeros(2, n, dtype=torch.long), count, 0.5, n)
 print(json.dumps(launches))
@@ -55,7 +59,7 @@ def test_every_kernel_compiles_for_hopper_without_fused_multiply_add() -> None:
     launches = json.loads(done.stdout.splitlines()[-1])
     assert [name for name, *_ in launches] == [
         "_suppress", "_compact", "_suppress", "_compact", "_yolo", "_yolo", "_yolo", "_yolo", "_regions", "_regions",
-        *["_suppress", "_compact"] * 3,
+        "_proposals", *["_suppress", "_compact"] * 3,
     ]  # fmt: skip
     assert all(fused == 0 and size > 0 for _, fused, size, _ in launches)
     # Code is made anew for no other number of candidates.

@@ -1,6 +1,6 @@
 """The Triton kernels of decoding, on the GPU or, without one, by Triton's interpreter, against the plain path."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from unittest.mock import Mock, patch
 
@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detkit.detectors.fast_rcnn import RoIOutputs, region_candidates
+from detkit.detectors.faster_rcnn import Anchors, FasterRCNN, FasterRCNNConfig, Grid, ProposalLayer, Said
 from detkit.ops import kernels
 from detkit.ops.boxes import decode_deltas
+from detkit.ops.nms import Selection
 from detkit.ops.yolo import yolo_candidates
 from detkit.structures import Candidates
 
@@ -41,24 +43,29 @@ def numbers(*shape: int, seed: int, step: float = 0.0, odd: bool = False, spread
     return x
 
 
-def assert_same(found: Candidates, expected: Candidates, reach: float = 0.0) -> None:
+def assert_same(found: Candidates, expected: Candidates, far: float = 0.0) -> None:
     found = found.to("cpu")
     assert found.count.tolist() == expected.count.tolist()
     assert torch.equal(found.labels, expected.labels)
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=0, equal_nan=True)
-    assert_same_boxes(found.boxes, expected.boxes, reach)
+    assert_same_boxes(found.boxes, expected.boxes, far)
 
 
-def assert_same_boxes(found: Tensor, expected: Tensor, reach: float = 0.0) -> None:
-    """Centres and sizes to 1e-5, and to what float32 can hold of them where the corners, or `reach`, are far larger."""
+def assert_same_boxes(found: Tensor, expected: Tensor, far: float = 0.0) -> None:
+    """Centres and sizes to 1e-5, and to what float32 holds of them beside far larger corners, or what was as `far`."""
     finite = expected.isfinite().all(-1)
     torch.testing.assert_close(found[~finite], expected[~finite], rtol=1e-5, atol=1e-3, equal_nan=True)
     corners = (boxes[finite].double().view(-1, 2, 2) for boxes in (found, expected))
     (low, high), (low_expected, high_expected) = (x.unbind(1) for x in corners)
-    held = 1e-6 * torch.maximum(low_expected.abs(), high_expected.abs()).clamp(min=reach)
+    held = 1e-6 * torch.maximum(low_expected.abs(), high_expected.abs()).clamp(min=far)
     centre, size = (low_expected + high_expected) / 2, high_expected - low_expected
     assert (((low + high) / 2 - centre).abs() <= 1e-5 * centre.abs() + held).all()
     assert ((high - low - size).abs() <= 1e-5 * size + held).all()
+
+
+def reach(boxes: Iterable[Tensor]) -> float:
+    """How far boxes lie that are not yet clipped: what is cut off at the edge was as exact as the whole."""
+    return max((float(whole.nan_to_num(0, 0, 0).abs().max()) for whole in boxes if whole.numel()), default=0.0)
 
 
 def apart_from(scores: Tensor, threshold: float) -> float:
@@ -85,10 +92,8 @@ def assert_regions_are_exact(boxes, valid, logits, deltas, limits, threshold) ->
     threshold = apart_from(scores, threshold)
     expected = region_candidates(RoIOutputs(boxes, valid, logits, deltas, limits), threshold, WEIGHTS)
     there = [x.to(DEVICE) for x in (logits, deltas, boxes, valid, limits)]
-    # What is cut off at the edge was as exact as the whole box.
-    whole = decode_deltas(deltas, boxes[:, :, None], WEIGHTS).nan_to_num(0, 0, 0)
-    reach = float(whole.abs().max()) if whole.numel() else 0.0
-    assert_same(decode.region_candidates(*there, threshold, WEIGHTS, 0.01), expected, reach)
+    whole = decode_deltas(deltas, boxes[:, :, None], WEIGHTS)
+    assert_same(decode.region_candidates(*there, threshold, WEIGHTS, 0.01), expected, reach([whole]))
     return expected
 
 
@@ -179,6 +184,60 @@ def test_kernel_decodes_regions_of_a_picture_without_any() -> None:
     assert found.count[1] == 0
 
 
+@pytest.mark.parametrize(
+    ("batch", "grids", "shapes", "before"),
+    [
+        (2, [(1, 1)], 1, 1),
+        (1, [(7, 9), (1, 6), (5, 1)], 1, 63),
+        (3, [(4, 4), (2, 2), (1, 1)], 4, 64),
+        (64, [(2, 3)], 3, 17),
+        (1, [(40, 30), (20, 15)], 3, 1000),
+    ],
+)
+@settings(max_examples=4)
+@given(
+    values=random_numbers,
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    channels_last=st.booleans(),
+)
+def test_kernel_decodes_proposals_as_faster_rcnn(batch, grids, shapes, before, values, dtype, channels_last) -> None:
+    size = 16 * grids[0][0], 16 * grids[0][1]
+    anchors = {"sizes": [[16 * 2**i] for i in range(len(grids))], "ratios": [0.5, 1, 2, 3][:shapes]}
+    strides = [2 ** (4 + i) for i in range(len(grids))]
+    config = FasterRCNNConfig(backbone={"name": "darknet_tiny"}, strides=[16], anchors={"sizes": [[16]]})
+    with torch.device("meta"):
+        model = FasterRCNN(config, 2, size)
+    levels = [
+        Grid(shape, *hw, (stride, stride))
+        for shape, hw, stride in zip(Anchors.model_validate(anchors).shapes(), grids, strides, strict=True)
+    ]
+    said = [Said(numbers(batch, shapes, *hw, **values), numbers(batch, 4 * shapes, *hw, **values) / 4) for hw in grids]
+    if channels_last:
+        said = [Said(x.logits, x.deltas.contiguous(memory_format=torch.channels_last)) for x in said]
+    said = [Said(x.logits.to(dtype), x.deltas.to(dtype)) for x in said]
+    limits = 20 + 40 * torch.rand(batch, 2, generator=torch.Generator().manual_seed(values["seed"]))
+    limits[1::2, 0] = 1e-4  # where every proposal is too thin
+    tables: list[Candidates] = []
+
+    def keep(table: Candidates, rule: Selection) -> Candidates:
+        tables.append(table)
+        return Candidates(table.boxes[:, :0], table.scores[:, :0], table.labels[:, :0], 0 * table.count)
+
+    with patch("detkit.detectors.faster_rcnn.select", keep):
+        for served, device in ((False, "cpu"), (True, DEVICE)):
+            with patch("detkit.ops.kernels.serve", return_value=served):
+                model.propose(
+                    [Said(*(x.to(device) for x in one)) for one in said],
+                    [grid._replace(shapes=grid.shapes.to(device)) for grid in levels],
+                    limits.to(device),
+                    ProposalLayer(before=before, after=10),
+                )
+    expected, found = tables
+    assert expected.scores.shape == (batch, sum(min(before, shapes * h * w) for h, w in grids))
+    whole = [decode_deltas(x.deltas_by_cell(), grid.anchors()) for x, grid in zip(said, levels, strict=True)]
+    assert_same(found, expected, reach(whole))
+
+
 def test_kernel_writes_no_further_than_it_has_counted() -> None:
     """Were the launches to disagree, a row's candidates would still not fall on those of the next."""
     table = decode._table
@@ -224,8 +283,10 @@ def test_kernels_are_launched_on_the_device_of_their_tensors() -> None:
     with patch.object(decode, "on_device_of", enter), patch.object(select, "on_device_of", enter):
         decode.yolo_candidates([raw], [sizes], (8, 8), 0.1, None, False)
         decode.region_candidates(logits, torch.zeros(1, 2, 2, 4, device=DEVICE), boxes, valid, limits, 0.1, WEIGHTS, 1)
+        best, grid = (logits[:, 0, :1], valid[:, :1].long()), (sizes, 2, 2, (4, 4))
+        decode.proposal_candidates([raw[:, :4]], [best], [grid], limits, 1)
         select.greedy_nms(boxes, None, valid.sum(1), 0.5, 2)
-    assert entered == [raw.device] * 3
+    assert entered == [raw.device] * 4
 
 
 def test_kernel_serves_the_detectors() -> None:
