@@ -187,7 +187,8 @@ class Said(NamedTuple):
 
     def deltas_by_cell(self) -> Tensor:
         """[B, N, 4]."""
-        return self.deltas.permute(0, 2, 3, 1).unflatten(3, (-1, 4)).flatten(1, 3).float()
+        deltas: Tensor = self.deltas.permute(0, 2, 3, 1).unflatten(3, (-1, 4))
+        return deltas.flatten(1, 3).float()
 
 
 class Grid(NamedTuple):
