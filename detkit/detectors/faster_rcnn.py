@@ -312,7 +312,7 @@ class FasterRCNN(Detector):
                 columns.append((boxes, score.sigmoid(), torch.full_like(row, level)))
             boxes, scores, levels = map(torch.cat, zip(*columns, strict=True), (1, 1, 1))
             boxes = clip(boxes, limits[:, :1], limits[:, 1:])
-            scores = scores.masked_fill((boxes[..., 2:] - boxes[..., :2] < _THINNEST).any(-1), 0)
+            scores = scores.masked_fill(~(boxes[..., 2:] - boxes[..., :2] >= _THINNEST).all(-1), 0)
             table = Candidates(boxes, scores, levels, torch.full_like(levels[:, 0], boxes.shape[1]))
         rpn = self.config.rpn
         rule = Selection(score=rpn.score, iou=rpn.iou, max_detections=numbers.after, max_candidates=10**9)

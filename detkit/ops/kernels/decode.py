@@ -102,25 +102,57 @@ def proposal_candidates(
     [A, 2], height, width and stride (x, y). Boxes are clipped to limits [B, 2] (height, width); those with a side below
     `thinnest` score 0.
     """
-    levels, tiles, rows = [], 0, 0
-    parts = zip(deltas, best, grids, strict=True)
-    for level, (raw, (logits, row), (shapes, _, width, (stride_x, stride_y))) in enumerate(parts):
+    logits, rows = zip(*best, strict=True)
+    shapes, _, widths, strides = zip(*grids, strict=True)
+    geometry = [number for width, stride in zip(widths, strides, strict=True) for number in (width, *stride)]
+    boxes, scores, labels = _columns_of_proposals(deltas, logits, rows, shapes, geometry, limits, thinnest)
+    return Candidates(boxes, scores, labels, torch.full_like(labels[:, 0], labels.shape[1]))
+
+
+# One operation, so that a network that proposes inside can be compiled.
+@torch.library.custom_op(
+    "detkit::proposals",
+    mutates_args=(),
+    schema="(Tensor[] deltas, Tensor[] logits, Tensor[] rows, Tensor[] shapes, SymInt[] geometry, Tensor limits, "
+    "float thinnest) -> (Tensor, Tensor, Tensor)",
+)
+def _columns_of_proposals(
+    deltas: Sequence[Tensor], logits: Sequence[Tensor], rows: Sequence[Tensor], shapes: Sequence[Tensor],
+    geometry: Sequence[int], limits: Tensor, thinnest: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Boxes, scores and labels; geometry: width in cells and stride (x, y) of each level."""
+    boxes, scores, labels = _empty_columns(limits, rows)
+    levels, tiles, before = [], 0, 0
+    for level, raw in enumerate(deltas):
         raw, by_cell = _even(raw)
-        length = row.shape[1]
+        width, stride_x, stride_y = geometry[3 * level : 3 * level + 3]
+        length = rows[level].shape[1]
         levels.append((
-            level, raw, logits.contiguous(), row.contiguous(), shapes.float().contiguous(), raw.stride(0),
-            raw.stride(1), by_cell, width, len(shapes), float(stride_x), float(stride_y), length, tiles, rows,
+            level, raw, logits[level].contiguous(), rows[level].contiguous(), shapes[level].float().contiguous(),
+            raw.stride(0), raw.stride(1), by_cell, width, len(shapes[level]), float(stride_x), float(stride_y), length,
+            tiles, before,
         ))  # fmt: skip
         tiles += triton.cdiv(length, _ROWS)
-        rows += length
-    limits = limits.float().contiguous()
-    boxes = limits.new_empty(len(limits), rows, 4)
-    scores, labels = torch.empty_like(boxes[..., 0]), best[0][1].new_empty(len(limits), rows)
+        before += length
     with on_device_of(limits):
         _proposals[tiles, len(limits)](
-            tuple(levels), limits, LARGEST_LOG, thinnest, boxes, scores, labels, rows, _ROWS, enable_fp_fusion=False
-        )
-    return Candidates(boxes, scores, labels, torch.full_like(labels[:, 0], rows))
+            tuple(levels), limits.float().contiguous(), LARGEST_LOG, thinnest, boxes, scores, labels, before, _ROWS,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return boxes, scores, labels
+
+
+@_columns_of_proposals.register_fake
+def _shapes_of_proposals(
+    deltas: Sequence[Tensor], logits: Sequence[Tensor], rows: Sequence[Tensor], shapes: Sequence[Tensor],
+    geometry: Sequence[int], limits: Tensor, thinnest: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_columns(limits, rows)
+
+
+def _empty_columns(limits: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    boxes = limits.new_empty(len(limits), sum(row.shape[1] for row in rows), 4, dtype=torch.float32)
+    return boxes, torch.empty_like(boxes[..., 0]), rows[0].new_empty(boxes.shape[:2])
 
 
 def _even(raw: Tensor) -> tuple[Tensor, int]:
@@ -295,9 +327,7 @@ def _regions(
 
 
 @triton.jit(do_not_specialize=["n"])
-def _proposals(
-    levels, limits, largest, thinnest, boxes, scores, labels, n, block: tl.constexpr
-) -> None:  # fmt: skip
+def _proposals(levels, limits, largest, thinnest, boxes, scores, labels, n, block: tl.constexpr) -> None:
     """Write the candidates of a block of a level's best anchors in one picture."""
     tile, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     (
@@ -325,7 +355,7 @@ def _proposals(
     x1, x2 = _clip(centre_x - half_w, width), _clip(centre_x + half_w, width)
     y1, y2 = _clip(centre_y - half_h, height), _clip(centre_y + half_h, height)
     score = tl.sigmoid(tl.load(logits + b * length + slot, here, 0))
-    score = tl.where((x2 - x1 < thinnest) | (y2 - y1 < thinnest), 0.0, score)
+    score = tl.where((x2 - x1 >= thinnest) & (y2 - y1 >= thinnest), score, 0.0)
     label = tl.zeros([block], tl.int32) + level
     _write(boxes, scores, labels, b * n + before + slot, x1, y1, x2, y2, score, label, here)
 

@@ -23,7 +23,10 @@ from detkit.ops.kernels import decode, select
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHTS = 10.0, 10.0, 5.0, 5.0
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # NumPy's, in the interpreter
+    pytest.mark.usefixtures("fresh_compiler"),
+]
 
 random_numbers = st.fixed_dictionaries({
     "seed": st.integers(0, 10_000),
@@ -129,6 +132,7 @@ def test_kernel_decodes_as_plain_yolo(
     assert_yolo_is_exact(maps, anchors, threshold, softmax=softmax)
 
 
+@pytest.mark.slow
 def test_kernel_decodes_10000_boxes() -> None:
     assert_yolo_is_exact([numbers(1, 5 * 7, 50, 40, seed=0, odd=True)], 5, 0.25, softmax=True)
     low, side = (20 * numbers(1, 10_000, 2, seed=seed).abs() for seed in (1, 2))
@@ -236,6 +240,26 @@ def test_kernel_decodes_proposals_as_faster_rcnn(batch, grids, shapes, before, v
     assert expected.scores.shape == (batch, sum(min(before, shapes * h * w) for h, w in grids))
     whole = [decode_deltas(x.deltas_by_cell(), grid.anchors()) for x, grid in zip(said, levels, strict=True)]
     assert_same(found, expected, reach(whole))
+
+
+def test_kernel_of_proposals_is_an_operation_that_compiles_whole() -> None:
+    said = [Said(numbers(2, 3, 4, 5, seed=1), numbers(2, 12, 4, 5, seed=2)) for _ in range(2)]
+    grids = [(torch.full((3, 2), 30.0, device=DEVICE), 4, 5, (16, 16))] * 2
+    limits = torch.full((2, 2), 60.0, device=DEVICE)
+
+    def proposals(*maps: Tensor) -> tuple[Tensor, ...]:
+        levels = [Said(*maps[:2]), Said(*maps[2:])]
+        best = [x.logits_by_cell().topk(9, 1) for x in levels]
+        table = decode.proposal_candidates([x.deltas for x in levels], best, grids, limits, 0.01)
+        return table.boxes, table.scores, table.labels, table.count
+
+    maps = [x.to(DEVICE) for one in said for x in one]
+    compiled = torch.compile(proposals, fullgraph=True, backend="aot_eager")(*maps)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, proposals(*maps), strict=True))
+
+    (logits, rows), (shapes, _, width, stride) = said[0].logits_by_cell().to(DEVICE).topk(9, 1), grids[0]
+    arguments = [maps[1]], [logits], [rows], [shapes], [width, *stride], limits, 0.01
+    torch.library.opcheck(torch.ops.detkit.proposals.default, arguments)
 
 
 def test_kernel_writes_no_further_than_it_has_counted() -> None:

@@ -52,7 +52,7 @@ def test_kernel_selects_as_the_cpu(n, agnostic) -> None:
 
 @settings(max_examples=15)
 @given(
-    sizes=st.lists(st.integers(0, 150), min_size=1, max_size=3),
+    sizes=st.lists(st.integers(0, 150), min_size=1, max_size=3) | st.lists(st.integers(0, 9), min_size=1, max_size=64),
     classes=st.sampled_from([1, 2, 80, 1203]),
     seed=st.integers(0, 10_000),
     levels=st.sampled_from([1, 3, 1000]),
@@ -150,6 +150,34 @@ def test_kernel_operation_is_compiled_without_a_break() -> None:
     columns = candidates.boxes, candidates.scores, candidates.labels, candidates.count
     compiled = torch.compile(chosen, fullgraph=True, backend="aot_eager")(*columns)
     assert all(torch.equal(a, b) for a, b in zip(compiled, chosen(*columns), strict=True))
+
+
+def test_kernel_operation_is_not_touched_by_autocast() -> None:
+    candidates, selection = table([200, 90], classes=3, reach=60).to(DEVICE), Selection(score=0.1)
+    expected = select(candidates, selection)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = select(candidates, selection)
+    for name in ("count", "boxes", "scores", "labels"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_kernel_is_recorded_in_a_cuda_graph() -> None:
+    rows, selection = table([200, 90], classes=3, reach=60).to(DEVICE), Selection(score=0.1)
+    beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(beside):
+        select(rows, selection)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        found = select(rows, selection)
+    other = table([150, 200], classes=3, seed=1, reach=60).to(DEVICE)
+    for name in ("boxes", "scores", "labels", "count"):
+        getattr(rows, name).copy_(getattr(other, name))
+    graph.replay()
+    expected = select(other, selection)
+    for name in ("boxes", "scores", "labels", "count"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 def test_with_the_kernel_the_operations_do_not_grow_with_pictures_or_results() -> None:
