@@ -43,7 +43,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """Return τ² KL(teacher ‖ student) of scores [B, C] softened by τ, the mean over pictures: DeiT, eq. 2.
 
     The paper writes KL(student, teacher); its released code, as Hinton et al. (2015, arXiv 1503.02531), has the
-    teacher's probabilities as the truth.
+    teacher's probabilities as the truth. That code divides by B·C, not by B: its λ and τ do not carry over.
     """
     own, given = (F.log_softmax(scores.float() / temperature, dim=1) for scores in (student, teacher))
     return F.kl_div(own, given, reduction="batchmean", log_target=True) * temperature**2
