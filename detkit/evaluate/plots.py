@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.typing import ColorType
 
@@ -141,17 +142,12 @@ def plot_reliability(pictures: Ints, confidence: Floats, accuracy: Floats, error
     title = "Reliability" if error is None else f"Reliability: expected calibration error {error:.3f}"
     figure, axes = canvas(5.5, 4.6, title)
     axes.bar(edges[some], accuracy[some], color=_BLUE, **bins)
-    handles = []
-    for label, color, where in (
-        ("too sure", _RED, some & (confidence > accuracy)),
-        ("not sure enough", _GREEN, some & (confidence < accuracy)),
-    ):
-        gaps = (confidence - accuracy)[where]
-        handles.append(axes.bar(edges[where], gaps, bottom=accuracy[where], color=color, alpha=0.55, **bins))
-        handles[-1].set_label(label)
+    for color, where in ((_RED, some & (confidence > accuracy)), (_GREEN, some & (confidence < accuracy))):
+        axes.bar(edges[where], (confidence - accuracy)[where], bottom=accuracy[where], color=color, **bins)
     axes.plot((0, 1), (0, 1), color=MUTED, linestyle=(0, (4, 4)), linewidth=1, zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="Share that is right", xticklabels=[])
     axes.grid(color=GRID, linewidth=0.8)
+    handles = [Patch(color=_RED, label="too sure"), Patch(color=_GREEN, label="not sure enough")]
     axes.legend(handles=handles, title="mean confidence", frameon=False, loc="upper left", fontsize=9, labelcolor=INK)
     below = figure.add_axes((0, -0.3, 1, 0.24))
     below.bar(edges, pictures, color=MUTED, **bins)

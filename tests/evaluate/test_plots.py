@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from detkit.data.names import CLASS_LISTS
-from detkit.evaluate.plots import plot_confusion, plot_curves, to_png
+from detkit.evaluate.plots import plot_confusion, plot_curves, plot_reliability, to_png
 
 
 def names(count: int) -> list[str]:
@@ -121,3 +121,17 @@ def test_confusion_leaves_out_classes_that_do_not_occur():
 def test_any_class_name_can_be_drawn(name: str):
     assert to_png(plot_curves({name: np.linspace(1, 0, 101)}, {name: 0.5}, "title"))[:4] == b"\x89PNG"
     assert to_png(plot_confusion(np.ones((2, 2), np.int64), [name], "title"))[:4] == b"\x89PNG"
+
+
+def test_the_gaps_of_reliability_have_the_colours_of_the_legend() -> None:
+    pictures, confidence = np.array([0, 4, 4, 0]), np.array([0, 0.4, 0.6, 0])
+    for accuracy in ([0, 0.2, 0.9, 0], [0, 0.2, 0.3, 0]):  # in the second none is too low
+        axes = plot_reliability(pictures, confidence, np.array(accuracy), 0.2).axes[0]
+        swatches = {patch.get_label(): patch.get_facecolor() for patch in axes.get_legend().get_patches()}
+        told = [
+            "too sure" if sure > right else "not sure enough" for sure, right in zip(confidence, accuracy, strict=True)
+        ][1:3]
+        gaps = {bar.get_y() + bar.get_height(): bar.get_facecolor() for bar in axes.patches if bar.get_y() > 0}
+        assert gaps == {0.4: swatches[told[0]], 0.6: swatches[told[1]]}
+        assert swatches.keys() == {"too sure", "not sure enough"}
+        assert len(set(swatches.values())) == 2
