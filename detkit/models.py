@@ -85,7 +85,8 @@ def print_models(entries: Sequence[Entry], console: Console) -> None:
             "  ".join([f"  {name.ljust(widths[0])}", *map(str.rjust, cells, widths[1:])]).rstrip()
             for name, *cells in zip(*known, strict=True)
         )
-        console.print(Text(f"{len(rows)} {kind}{'s' * (len(rows) != 1)}", "bold"), Text(heading, "bold"), sep="\n")
+        title = "of timm" if kind == "timm" else kind + "s" * (len(rows) != 1)
+        console.print(Text(f"{len(rows)} {title}", "bold"), Text(heading, "bold"), sep="\n")
         for about, group in groupby(zip(rows, lines, strict=True), lambda pair: pair[0].about):
             if about:
                 console.print(Text(about, "dim"))

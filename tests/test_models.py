@@ -96,6 +96,7 @@ def test_people_get_lines_that_a_narrow_terminal_holds() -> None:
     assert [line.split() for line in lines if line.startswith("  rcnn_vgg16 ")] == [
         ["rcnn_vgg16", "14.77", "61387", "500×500", "32"]
     ]
+    assert "1 of timm" in lines
     names = [line.split()[0] for line in lines if re.match("  [^ ]", line)]
     assert set(names) == {"name", *DETECTORS, *NAMES, "timm/hrnet_w18_small_v2"}
 
