@@ -217,10 +217,9 @@ def require_task(task: Literal["detect", "classify"] | None, name: str | Path | 
         return
     if task == "detect":
         raise DetkitError(f"--task detect: {name} is a classifier, which finds no objects")
-    shipped = ", ".join(known for known in shipped_configs() if is_classifier(known))
     raise DetkitError(
-        f"--task classify: {name or 'the model that comes with detkit'} is a detector; name a classifier (shipped: "
-        f"{shipped})"
+        f"--task classify: {name or 'the model that comes with detkit'} is a detector; name a classifier, as "
+        "`detkit models --filter classify_` lists them"
     )
 
 

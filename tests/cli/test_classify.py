@@ -115,4 +115,4 @@ def test_a_mistake_is_one_sentence(run: Run, checkpoint: Path, arguments, messag
 def test_a_detector_does_not_classify(run: Run, arguments) -> None:
     code, out, err = run(*arguments, "--task", "classify", "--data", "sample:shapes")
     assert (code, out) == (2, "")
-    assert "is a detector; name a classifier (shipped: classify_" in err
+    assert "is a detector; name a classifier, as `detkit models --filter classify_` lists them" in err
