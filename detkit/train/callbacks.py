@@ -235,7 +235,8 @@ def plot_history(history: Sequence[Row]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines and axes is not rate:
             axes.legend(frameon=False)
-    losses.set_yscale("log")
+    if any(row.get(name) for row in history for name in terms):
+        losses.set_yscale("log")
     scores.set_ylim(bottom=0)
     return figure
 

@@ -30,6 +30,12 @@ def test_the_curves_stand_over_whole_epochs(epochs: int) -> None:
         assert ticks == list(range(1, epochs + 1))
 
 
+@pytest.mark.filterwarnings("error")
+def test_losses_that_are_zero_are_drawn() -> None:
+    row = {"epoch": 1, "step": 1, "lr": 0.1, "classes": 0.0, "top1": 1.0}
+    plot_history([row]).canvas.draw()
+
+
 def test_weight_decay_and_rate_by_parameter(options: TrainConfig) -> None:
     detector = build_detector(options)
     train = Train(optimizer=SGD(name="sgd", weight_decay=0.1), backbone_lr_factor=0.5)
