@@ -27,6 +27,7 @@ from detkit.structures import Batch, Candidates, Detections
 Channel = Annotated[float, Field(ge=0, le=1)]
 
 _PILLOW = {"pillow_linear": Image.Resampling.BILINEAR, "pillow_cubic": Image.Resampling.BICUBIC}
+_LONGEST = 64  # times the shorter side
 _CV2 = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
 
 
@@ -134,11 +135,10 @@ class Preprocess(Strict):
         canvas = torch.tensor(self.fill).mul(255).expand(len(pictures), height, width, 3).contiguous()
         for row, picture, placement in zip(canvas, pictures, placements, strict=True):
             (top, left), (h, w) = map(int, placement.offset), placement.resized
-            pixels = self._resize(picture, placement.resized)
             if self.mode == "center_crop":
-                row[:] = pixels[-top : height - top, -left : width - left]
+                row[:] = self._centre(picture)
             else:
-                row[top : top + h, left : left + w] = pixels
+                row[top : top + h, left : left + w] = self._resize(picture, placement.resized)
         images = canvas.div_(255).permute(0, 3, 1, 2)
         sizes = torch.tensor([placement.resized for placement in placements])
         return Batch(images, sizes.minimum(torch.tensor([height, width]))), placements
@@ -155,6 +155,15 @@ class Preprocess(Strict):
 
     def _round_up(self, side: int) -> int:
         return math.ceil(side / self.divisor) * self.divisor
+
+    def _centre(self, picture: NDArray[np.uint8]) -> Tensor:
+        """The centre of the resized picture; of a very long one most is left away before, which memory may not hold."""
+        most = _LONGEST * min(picture.shape[:2])
+        y, x = (max(0, side - most) // 2 for side in picture.shape[:2])  # as much on both sides, so the centre stays
+        picture = picture[y : picture.shape[0] - y, x : picture.shape[1] - x]
+        placement = self.place(*picture.shape[:2])
+        top, left = (-int(side) for side in placement.offset)
+        return self._resize(picture, placement.resized)[top : top + self.size[0], left : left + self.size[1]]
 
     def _resize(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
         picture = np.require(picture, requirements=["C", "W"])  # PyTorch takes no reversed and no read-only arrays

@@ -59,6 +59,17 @@ def test_shortest_edge_by_hand() -> None:
     assert preprocess.place(300, 1200).resized == (333, 1333)
 
 
+@pytest.mark.parametrize("interpolation", ["pillow_cubic", "linear", "float_linear"])
+def test_center_crop_of_a_very_long_picture_takes_no_memory_for_the_rest(interpolation) -> None:
+    column = np.zeros((60_001, 1, 3), np.uint8)
+    column[29_999:30_002] = 255
+    preprocess = Preprocess(mode="center_crop", size=(32, 32), interpolation=interpolation)
+    for picture in (column, column.transpose(1, 0, 2)):
+        batch, (placement,) = preprocess([picture])
+        assert max(placement.resized) == 36 * 60_001
+        assert batch.images.min() > 0.99  # each of its pixels becomes 36 × 36
+
+
 def test_center_crop_by_hand() -> None:
     preprocess = Preprocess(mode="center_crop", size=(224, 224))
     assert preprocess.place(480, 640) == Placement((480, 640), (256, 341), (-16, -58))

@@ -25,6 +25,16 @@ from detkit.errors import DetkitError
 Pool = Literal["features", "scores", "token", "own"]
 
 
+def require_finite_scores(scores: Tensor) -> Tensor:
+    """Return scores; raises DetkitError where one is not finite, for then none of them says anything."""
+    if not scores.isfinite().all():
+        raise DetkitError(
+            "the classifier's scores are not finite: its weights have diverged, or are too large for the precision; "
+            "use others, or --precision fp32"
+        )
+    return scores
+
+
 class Classifier(nn.Module):
     """A backbone as a classifier: its last map, averaged, or its tokens → dropout → a linear layer to C classes.
 

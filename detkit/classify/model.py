@@ -17,7 +17,7 @@ from detkit.backbones import build_backbone
 from detkit.backbones.base import Backbone, WholeNetwork
 from detkit.backbones.timm import Unfilled
 from detkit.backbones.whole import build_whole
-from detkit.classify.classifier import Classifier
+from detkit.classify.classifier import Classifier, require_finite_scores
 from detkit.classify.darknet import (
     DarknetScores,
     darknet_classifier_config,
@@ -68,13 +68,16 @@ class ClassifierModel:
 
     @torch.inference_mode()
     def predict(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Return the scores before the softmax [B, C] of RGB pictures [H, W, 3] uint8, on the CPU."""
+        """Return the scores before the softmax [B, C] of RGB pictures [H, W, 3] uint8, on the CPU.
+
+        Raises DetkitError where they are not finite.
+        """
         if not pictures:
             return torch.zeros(0, len(self.classes))
         batch, _ = self.config.preprocess(pictures)
         with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
             scores: Tensor = self.network(batch.to(self.device).images)
-        return scores.float().cpu()
+        return require_finite_scores(scores.float().cpu())
 
 
 def load_classifier(

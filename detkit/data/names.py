@@ -73,6 +73,11 @@ def match_classes(model_classes: Sequence[str], data_classes: Sequence[str]) -> 
     return ClassMatch(tuple(to_model), lines)
 
 
+def shorten(names: Sequence[str]) -> str:
+    """Return the first five names in quotes, and whether there are more."""
+    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
+
+
 def class_names(value: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of a list by its name (`coco`, `voc`) or of the list itself, which must not repeat a name."""
     if isinstance(value, str):

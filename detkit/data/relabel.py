@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from detkit.data.names import match_classes
+from detkit.data.names import match_classes, shorten
 from detkit.data.sample import Dataset, count
 from detkit.errors import DetkitError
 
@@ -21,8 +21,8 @@ def relabel(dataset: Dataset, classes: tuple[str, ...], say: Callable[[str], Non
         say(line)
     if all(label is None for label in matched.to_model):
         raise DetkitError(
-            f"{dataset.source}: none of its classes ({', '.join(dataset.classes[:5])}, …) is among the model's; "
-            "leave out `classes` in its config to learn the classes of the data"
+            f"{dataset.source}: none of its classes ({shorten(dataset.classes)}) is among the model's "
+            f"({shorten(classes)}); a model learns those of the data where its config names no `classes`"
         )
     table = np.array([-1 if label is None else label for label in matched.to_model])
     samples, dropped, pictures = [], 0, 0

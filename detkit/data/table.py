@@ -1,7 +1,7 @@
 """Pictures with a label but no box, listed in a CSV file.
 
-In UTF-8, with a header and a line for each picture; paths are relative to the file. Without the column `split` all
-pictures are one part::
+In UTF-8, with a header and a line for each picture; paths are relative to the file, and spaces around a field are no
+part of it. Without the column `split` all pictures are one part::
 
     path,label,split
     pictures/0001.jpg,tabby cat,train
@@ -38,19 +38,20 @@ def read_rows(file: Path) -> list[Row]:
     picture that is listed twice.
     """
     rows: list[Row] = []
-    lines: dict[str, int] = {}
+    lines: dict[Path, int] = {}
     reader = None
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.DictReader(text, strict=True)
-            columns = list(reader.fieldnames or [])
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             if sorted(columns) not in (["label", "path"], ["label", "path", "split"]):
                 raise DetkitError(
                     f"{file}, line 1: expected the header path,label or path,label,split, got {','.join(columns)!r}"
                 )
             for fields in reader:
                 rows.append(_row(f"{file}, line {reader.line_num}", reader.line_num, fields, columns))
-                path, line = rows[-1].path, lines.setdefault(rows[-1].path, reader.line_num)
+                path = rows[-1].path
+                line = lines.setdefault(Path(path), reader.line_num)
                 if line != reader.line_num:
                     raise DetkitError(
                         f"{file}, line {reader.line_num}: path: {path} already stands in line {line}; a picture has "
@@ -90,7 +91,8 @@ def _row(place: str, line: int, fields: dict[str, str], columns: list[str]) -> R
         raise DetkitError(
             f"{place}: expected {len(columns)} fields ({','.join(columns)}); put one that holds a comma in quotes"
         )
-    for name, value in fields.items():
-        if not value.strip():
+    values = {name: value.strip() for name, value in fields.items()}
+    for name, value in values.items():
+        if not value:
             raise DetkitError(f"{place}: {name}: is empty; fill it in or remove the line")
-    return Row(line, fields["path"], fields["label"], fields.get("split"))
+    return Row(line, values["path"], values["label"], values.get("split"))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit.classify.classifier import require_finite_scores
 from detkit.classify.model import ClassifierModel
 from detkit.data.ahead import read_ahead
 from detkit.data.crops import crop_objects
@@ -114,8 +115,8 @@ class ClassifierEvaluator:
         self._classes = tuple(classes)
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Take scores before the softmax [B, C] and the true labels [B]."""
-        scores, labels = scores.double().cpu(), labels.cpu()
+        """Take scores before the softmax [B, C] and the true labels [B]; DetkitError where scores are not finite."""
+        scores, labels = require_finite_scores(scores).double().cpu(), labels.cpu()
         own = scores.gather(1, labels[:, None])
         # Of equal scores the class with the lower number comes first, as argmax has it.
         before = (scores > own) | ((scores == own) & (torch.arange(scores.shape[1]) < labels[:, None]))

@@ -47,7 +47,7 @@ from detkit.config import override, read_yaml
 from detkit.data.crops import crop_objects
 from detkit.data.dataset import Wanted, load_dataset
 from detkit.data.loader import evaluation_loader, training_loader
-from detkit.data.names import class_names, match_classes
+from detkit.data.names import class_names, match_classes, shorten
 from detkit.data.proposals import proposals_of
 from detkit.data.relabel import relabel
 from detkit.data.sample import Dataset, count
@@ -266,7 +266,8 @@ def _explained_stop(trainer: Trainer, record: Record | None) -> Iterator[None]:
         if record is not None and record.kept is not None:
             kept = f"epoch {record.kept} is kept" if record.kept else "the start of the run is kept"
             change = "".join(f" --set {key}=…" for key in re.findall(r"(?:lower|raise) (train\.[a-z_.]+)", what))
-            what += f"; {kept}: `detkit train --resume {record.folder}{change}` goes on from there"
+            then = "" if change else "once that is mended, "
+            what += f"; {kept}: {then}`detkit train --resume {record.folder}{change}` goes on from there"
         raise DetkitError(what) from None
 
 
@@ -340,7 +341,11 @@ def _load_data(
     if learned.split == evaluated.split:
         say("evaluated on the pictures that are learned: the scores say nothing about others; name a --val-split")
     classes = class_names(config.classes or learned.classes)
+    named = match_classes(classes, learned.classes).to_model
     learned = relabel(learned, classes, say)
+    taught = {label for s in learned.samples for label in s.labels[~s.crowd | s.somewhere].tolist()}
+    if untaught := [classes[label] for label in named if label is not None and label not in taught]:
+        say(f"classes with nothing to learn from, {len(untaught)} of {len(classes)}: {shorten(untaught)}")
     to_model = match_classes(classes, evaluated.classes).to_model
     if not set(to_model) - {None}:
         raise DetkitError(f"{evaluated.source}: none of the classes to learn is in the split {evaluated.split!r}")

@@ -46,6 +46,12 @@ def test_without_the_column_all_pictures_are_one_part(file: Path) -> None:
         load_dataset(file, "val")
 
 
+def test_spaces_around_a_field_are_no_part_of_it(file: Path) -> None:
+    file.write_text("path, label , split\na.png, cat,train\n b.png,cat , train\n")
+    data = load_dataset(file, "train")
+    assert (data.classes, [s.id for s in data.samples]) == (("cat",), ["a.png", "b.png"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -56,6 +62,7 @@ def test_without_the_column_all_pictures_are_one_part(file: Path) -> None:
         ("path,label\na.png,dog, large\n", "line 2: expected 2 fields (path,label); put one that holds a comma in"),
         ("path,label\na.png, \n", "line 2: label: is empty"),
         ("path,label\na.png,cat\n\na.png,dog\n", "line 4: path: a.png already stands in line 2"),
+        ("path,label\na.png,cat\n./a.png,dog\n", "line 3: path: ./a.png already stands in line 2"),
         ("path,label\na.png,cat\nz.png,cat\n", "line 3: path: there is no picture"),
         ('path,label\na.png,"cat" x\n', "line 2: is not valid CSV"),
         (b"path,label\na.png,\xff\n", "is not UTF-8 text"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from detkit.errors import DetkitError
 from detkit.evaluate.classify import ClassifierEvaluator, calibrate
 from detkit.evaluate.plots import plot_confusion, plot_reliability
 
@@ -31,6 +32,14 @@ def test_best_and_five_best() -> None:
     ]  # fmt: skip
     assert result.confusion[[0, 4, 5], 0].tolist() == [2, 1, 1]
     assert result.confusion.sum() == 4
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_are_refused(value: float) -> None:
+    found = ClassifierEvaluator(["a", "b"])
+    with pytest.raises(DetkitError, match="the classifier's scores are not finite"):
+        found.update(torch.tensor([[0.0, 1], [0, value]]), torch.tensor([0, 1]))
+    assert found.compute().summary["top1"] is None
 
 
 def test_of_equal_scores_the_first_class_wins() -> None:

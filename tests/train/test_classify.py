@@ -14,7 +14,7 @@ from detkit.errors import DetkitError
 from detkit.evaluate.classify import evaluate_classifier
 from detkit.train.config import ClassifierTrainConfig, read_any_train_config, read_train_config
 from detkit.train.module import parameter_groups
-from detkit.train.run import Job, Trained, resume, train
+from detkit.train.run import Job, Trained, _load_data, resume, train
 from detkit.weights.checkpoint import read_header, read_tensors
 
 CONFIG = """\
@@ -60,6 +60,15 @@ def folders(tmp_path: Path) -> Path:
                 picture[..., channel] += 160
                 cv2.imwrite(str(tmp_path / "colors" / split / color / f"{i}.png"), picture)
     return tmp_path / "colors"
+
+
+def test_a_class_with_nothing_to_learn_from_is_named(classifier_config: Path, folders: Path) -> None:
+    (folders / "val" / "red").rename(folders / "val" / "purple")
+    said: list[str] = []
+    _load_data(Job(str(folders)), read_any_train_config(classifier_config), said.append)
+    assert [line for line in said if "nothing to learn" in line] == [
+        "classes with nothing to learn from, 1 of 3: 'purple'"
+    ]
 
 
 def test_the_run_folder_is_as_a_detectors(trained: Trained) -> None:
