@@ -86,8 +86,9 @@ class Batch:
 class Candidates:
     """Boxes with a score and a label, one row per (box, class) pair, for a whole batch in one padded table.
 
-    boxes [B, N, 4], scores [B, N], labels [B, N] int64, count [B] int64: the first `count[b]` rows of picture b hold,
-    the others are padding with score 0. What a detector says before selection, what selection leaves, and proposals.
+    boxes [B, N, 4], scores [B, N], labels [B, N] int64 (0 … C − 1), count [B] int64: the first `count[b]` rows of
+    picture b hold, the others are padding with score 0. What a detector says before selection, what selection leaves,
+    and proposals.
     """
 
     boxes: Tensor

@@ -319,7 +319,7 @@ class FasterRCNN(Detector):
         found = select(table, rule)
         # The padding goes; on a GPU, to know its length would mean to wait, and in an exported network it has none.
         if found.boxes.device.type == "cpu" and not torch.compiler.is_exporting():
-            most = int(found.count.max())
+            most = int(found.count.max()) if len(found) else 0
             found = Candidates(found.boxes[:, :most], found.scores[:, :most], found.labels[:, :most], found.count)
         return found
 

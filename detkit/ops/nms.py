@@ -65,11 +65,16 @@ def select(candidates: Candidates, selection: Selection, sizes: Tensor | None = 
     waiting for it; K is `max_detections` (at most N), and `count` says how many rows hold.
     """
     length = min(selection.max_detections, candidates.scores.shape[1])
-    if selection.method == "greedy" and _compiled(candidates.scores):
-        index, count = torch.ops.detkit.select(
-            candidates.boxes.detach().float(), candidates.scores.detach().float(), candidates.labels, candidates.count,
-            selection.score, selection.iou, selection.cap, length, selection.class_agnostic, selection.labels,
-        )  # fmt: skip
+    if selection.method == "greedy":
+        boxes, scores = candidates.boxes.detach().float(), candidates.scores.detach().float()
+        table = Candidates(boxes, scores, candidates.labels, candidates.count)
+        if _compiled(scores):
+            index, count = torch.ops.detkit.select(
+                boxes, scores, table.labels, table.count, selection.score, selection.iou, selection.cap, length,
+                selection.class_agnostic, selection.labels,
+            )  # fmt: skip
+        else:
+            index, _, count = _round_by_round(table, selection, length)
         scores = candidates.scores.gather(1, index)
     else:
         index, scores, count = _round_by_round(candidates, selection, length)

@@ -117,13 +117,19 @@ assert all(torch.equal(getattr(before, name), getattr(after, name)) for name in 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_scores_of_other_precision(dtype) -> None:
-    table = candidates([90], levels=50)
-    other = Candidates(table.boxes.to(dtype), table.scores.to(dtype), table.labels, table.count)
-    with patch("detkit.ops.nms._compiled", lambda scores: False):
-        expected = select(other, Selection(score=0.1))
-    assert_same(select(other, Selection(score=0.1)), expected)
+@pytest.mark.parametrize("n", [40, 90])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+def test_tables_of_another_precision_are_compared_in_float32(n, dtypes) -> None:
+    rule = Selection(score=0.1)
+    for seed in range(20):
+        table = candidates([n, n // 2], seed=seed, levels=50)
+        lower = Candidates(table.boxes.to(dtypes[0]), table.scores.to(dtypes[1]), table.labels, table.count)
+        exact = select(Candidates(lower.boxes.float(), lower.scores.float(), lower.labels, lower.count), rule)
+        for compiled in (False, True):
+            with patch("detkit.ops.nms._compiled", lambda scores, compiled=compiled: compiled):
+                found = select(lower, rule)
+            assert (found.boxes.dtype, found.scores.dtype) == dtypes
+            assert_same(Candidates(found.boxes.float(), found.scores.float(), found.labels, found.count), exact)
 
 
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 2000])

@@ -123,8 +123,9 @@ def _columns_of_proposals(
     """Boxes, scores and labels; geometry: width in cells and stride (x, y) of each level."""
     boxes, scores, labels = _empty_columns(limits, rows)
     levels, tiles, before = [], 0, 0
+    dtype = reduce(torch.promote_types, (raw.dtype for raw in deltas))
     for level, raw in enumerate(deltas):
-        raw, by_cell = _even(raw)
+        raw, by_cell = _even(raw.to(dtype))
         width, stride_x, stride_y = geometry[3 * level : 3 * level + 3]
         length = rows[level].shape[1]
         levels.append((

@@ -41,7 +41,7 @@ decode.yolo_candidates(maps, [torch.ones(5, 2)], (416, 416), 0.25, None, True)
 valid = torch.ones(2, 30, dtype=torch.bool)
 heads = torch.zeros(2, 30, 91), torch.zeros(2, 30, 90, 4), torch.zeros(2, 30, 4), valid, torch.ones(2, 2)
 decode.region_candidates(*heads, 0.05, (10, 10, 5, 5), 0.01)
-maps = [torch.zeros(2, 12, side, side, dtype=torch.bfloat16) for side in (38, 19)]
+maps = [torch.zeros(2, 12, 38, 38, dtype=torch.bfloat16), torch.zeros(2, 12, 19, 19)]
 best = [(torch.zeros(2, n), torch.zeros(2, n, dtype=torch.long)) for n in (1000, 361)]
 grids = [(torch.ones(3, 2), 38, 38, (16, 16)), (torch.ones(3, 2), 19, 19, (32, 32))]
 decode.proposal_candidates(maps, best, grids, torch.ones(2, 2), 0.001)
