@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import timm.data
@@ -65,8 +67,10 @@ def test_center_crop_of_a_very_long_picture_takes_no_memory_for_the_rest(interpo
     column[29_999:30_002] = 255
     preprocess = Preprocess(mode="center_crop", size=(32, 32), interpolation=interpolation)
     for picture in (column, column.transpose(1, 0, 2)):
-        batch, (placement,) = preprocess([picture])
+        with patch.object(Preprocess, "_resize", autospec=True, side_effect=Preprocess._resize) as resize:
+            batch, (placement,) = preprocess([picture])
         assert max(placement.resized) == 36 * 60_001
+        assert [max(call.args[2]) for call in resize.call_args_list] == [36 * 65]
         assert batch.images.min() > 0.99  # each of its pixels becomes 36 × 36
 
 
